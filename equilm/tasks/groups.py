@@ -93,7 +93,8 @@ def direct_product(left: Monoid, right: Monoid) -> Monoid:
     """(a, c)·(b, d) = (a·b, c·d), with (a, c) at index a·|right| + c.
 
     Args:
-        left, right: any two monoids.
+        left: the factor that varies slowest.
+        right: the factor that varies fastest.
 
     Returns:
         Their direct product.

@@ -63,7 +63,10 @@ def check_position(*, split: str, length: int, batch_size: int, index: int) -> N
     """Refuse a position that no stream has.
 
     Args:
-        split, length, batch_size, index: as in `Task.batch`.
+        split: one of SPLITS.
+        length: T, at least 1.
+        batch_size: B, at least 1.
+        index: at least 0.
 
     Raises:
         ValueError: names the argument, what was expected and what was given.
@@ -83,7 +86,10 @@ def position_generator(*, split: str, length: int, seed: int, index: int) -> tor
     """Seed a generator with 4·hash(seed, split, length, index) + number of the split.
 
     Args:
-        split, length, seed, index: as in `Task.batch`, already checked.
+        split: one of SPLITS.
+        length: T, tokens a row.
+        seed: any integer.
+        index: position in the stream.
 
     Returns:
         A CPU generator of its own, the same on every platform.

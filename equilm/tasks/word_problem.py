@@ -63,7 +63,11 @@ class WordProblem(Task):
         """Random elements and their prefix products.
 
         Args:
-            split, length, batch_size, seed, index: as in `Task.batch`.
+            split: one of SPLITS.
+            length: T, tokens a row, at least 1.
+            batch_size: B, rows, at least 1.
+            seed: any integer.
+            index: position in the stream, at least 0.
 
         Returns:
             A Batch without IGNORE.

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from equilm.tasks import (
 )
 from equilm.tasks.task import position_generator
 
-POSITION = {"split": "train", "length": 9, "batch_size": 5, "seed": 3, "index": 7}
+POSITION: dict[str, Any] = {"split": "train", "length": 9, "batch_size": 5, "seed": 3, "index": 7}
 
 
 @pytest.fixture(params=sorted(TASKS))
@@ -29,9 +30,11 @@ def test_batch_has_the_asked_shape_and_valid_values(task: Task) -> None:
     tokens, targets = task.batch(**POSITION)
     assert tokens.shape == targets.shape == (5, 9)
     assert tokens.dtype == targets.dtype == torch.int64
-    assert tokens.min() >= 0 and tokens.max() < task.vocab_size
+    assert tokens.min() >= 0
+    assert tokens.max() < task.vocab_size
     asked = targets[targets != IGNORE]
-    assert asked.min() >= 0 and asked.max() < task.vocab_size
+    assert asked.min() >= 0
+    assert asked.max() < task.vocab_size
 
 
 def test_same_position_same_batch_whatever_came_between(task: Task) -> None:
@@ -44,7 +47,7 @@ def test_same_position_same_batch_whatever_came_between(task: Task) -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"index": 8}, {"split": "valid"}])
-def test_another_position_is_another_batch(task: Task, change: dict[str, object]) -> None:
+def test_another_position_is_another_batch(task: Task, change: dict[str, Any]) -> None:
     other = task.batch(**{**POSITION, **change})
     assert not torch.equal(task.batch(**POSITION).tokens_BT, other.tokens_BT)
 
@@ -78,13 +81,14 @@ def test_stream_is_the_same_on_every_platform() -> None:
         ({"index": -1}, "index: expected at least 0, got -1"),
     ],
 )
-def test_impossible_position_is_named(task: Task, change: dict[str, object], message: str) -> None:
+def test_impossible_position_is_named(task: Task, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         task.batch(**{**POSITION, **change})
 
 
 def test_unknown_kind_names_the_nearest() -> None:
-    config = WordProblemConfig(kind="word_problme")
+    kind: Any = "word_problme"
+    config = WordProblemConfig(kind=kind)
     with pytest.raises(ValueError, match="got 'word_problme', nearest is 'word_problem'"):
         build_task(config)
 

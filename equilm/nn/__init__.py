@@ -1,0 +1,1 @@
+"""Mixers, stacks, equilibria and the language model, as single-device code."""

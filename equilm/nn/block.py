@@ -1,0 +1,80 @@
+"""Norm, mixer, add; norm, MLP, add; and a stack of these. Residual stream in float32.
+
+A stack is a mixer, and the F of an equilibrium. Read `equilibrium.py` next.
+"""
+
+from torch import Tensor, nn
+
+from equilm.nn.mixer import State
+from equilm.nn.mlp import GatedMLP
+from equilm.nn.norm import RMSNorm
+
+
+class Block(nn.Module):
+    """r ← r + Mixer(RMSNorm(r), inject); then, with an MLP, r ← r + MLP(RMSNorm(r)).
+
+    Args:
+        mixer: A `Mixer`.
+        mlp: A gated MLP, or nothing.
+        width: D.
+    """
+
+    def __init__(self, mixer: nn.Module, mlp: GatedMLP | None, width: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.mixer = mixer
+        self.norm2 = RMSNorm(width) if mlp is not None else None
+        self.mlp = mlp
+
+    def forward(
+        self, r_BTD: Tensor, state: State, inject_BTE: Tensor | None, valid_B: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """Return the next residual stream and the mixer's next state."""
+        y_BTD, state = self.mixer(self.norm(r_BTD), state, inject_BTE, valid_B)
+        r_BTD = r_BTD + y_BTD
+        if self.mlp is not None and self.norm2 is not None:
+            r_BTD = r_BTD + self.mlp(self.norm2(r_BTD))
+        return r_BTD, state
+
+
+class Stack(nn.Module):
+    """RMSNorm(Block_L(… Block_1(x))): a mixer made of mixers, and one evaluation of F.
+
+    Args:
+        blocks: At least one; all take the same injection.
+        width: D.
+    """
+
+    def __init__(self, blocks: list[Block], width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(blocks)
+        self.norm_f = RMSNorm(width)
+        self.inject_width: int = blocks[0].mixer.inject_width
+
+    def init_state(self, batch: int, capacity: int) -> State:
+        """A tuple of the mixers' states."""
+        return tuple(block.mixer.init_state(batch, capacity) for block in self.layers)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: State = None,
+        inject_BTE: Tensor | None = None,
+        valid_B: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """See `Mixer`."""
+        r_BTD = x_BTD.float() if x_BTD.dtype.itemsize < 4 else x_BTD
+        states = state if state is not None else (None,) * len(self.layers)
+        next_states = []
+        for block, block_state in zip(self.layers, states, strict=True):
+            r_BTD, block_state = block(r_BTD, block_state, inject_BTE, valid_B)
+            next_states.append(block_state)
+        return self.norm_f(r_BTD), tuple(next_states)
+
+    def flops_per_token(self, length: int) -> float:
+        """The sum over mixers and MLPs."""
+        total = 0.0
+        for block in self.layers:
+            total += block.mixer.flops_per_token(length)
+            total += block.mlp.flops_per_token() if block.mlp is not None else 0.0
+        return total

@@ -1,0 +1,170 @@
+"""The equilibrium of a mixer, itself a mixer: y_t is the fixed point z_t = F(z_t, x_t, state).
+
+Tokens and a state in, outputs and a state out, like Mamba2 or attention. It owns the injection,
+the choice of solver and of gradient, and nothing of how F looks. Read `model.py` next.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from equilm.nn.linear import Linear, prepared
+from equilm.nn.mixer import State
+from equilm.nn.norm import RMSNorm
+from equilm.solve.gradient import Gradient, Phantom
+from equilm.solve.iterate import Solution, Solve, iterate
+from equilm.solve.window import slide
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquilibriumConfig:
+    """How the fixed point is found and differentiated; the defaults are the published (24+4)."""
+
+    solve: Solve = field(default_factory=Solve)
+    gradient: Gradient = field(default_factory=Phantom)
+
+
+class Equilibrium(nn.Module):
+    """z* = F(z*, u) with u = W · RMSNorm(x) + b, injected into every layer of F.
+
+    While autograd records, the output is z* with `gradient` attached; otherwise it is F(z*), one
+    undamped evaluation, which also gives the state to keep. `solve.window` splits the tokens; all
+    windows give the same answer to the tolerance.
+
+    Args:
+        config: Solver and gradient; `solve` and `gradient` stay assignable, for schedules.
+        body: F, any mixer; its `inject_width` must be that of all its layers.
+        width: D.
+        weight_norm: Whether the injection carries weight norm.
+
+    Source: arXiv 2502.07827.
+    """
+
+    def __init__(
+        self, config: EquilibriumConfig, body: nn.Module, width: int, *, weight_norm: bool = True
+    ) -> None:
+        super().__init__()
+        self.solve, self.gradient = config.solve, config.gradient
+        self.width, self.inject_width = width, int(body.inject_width)
+        self.injection_norm = RMSNorm(width)
+        self.injection = Linear(width, self.inject_width, bias=True, weight_norm=weight_norm)
+        self.body = body
+        self._observer: list[Solution] | None = None
+        self._trace = False
+
+    def init_state(self, batch: int, capacity: int) -> State:
+        """The state of F."""
+        return self.body.init_state(batch, capacity)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: State = None,
+        inject_BTE: Tensor | None = None,
+        valid_B: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """See `Mixer`."""
+        with prepared(self):
+            u_BTE = self.inject(x_BTD)
+            if inject_BTE is not None:
+                u_BTE = u_BTE + inject_BTE
+            window = self.solve.window or x_BTD.shape[1]
+            if window >= x_BTD.shape[1]:
+                return self._solve_at_once(u_BTE, state, valid_B)
+            if state is None:
+                state = self.init_state(*x_BTD.shape[:2])
+            if torch.is_grad_enabled():
+                return self._solve_in_pieces(u_BTE, state, valid_B, window)
+            return self._solve_sliding(u_BTE, state, valid_B, window)
+
+    def inject(self, x_BTD: Tensor) -> Tensor:
+        """Return u_BTE = W · RMSNorm(x) + b, once a forward."""
+        return self.injection(self.injection_norm(x_BTD))
+
+    def flops_per_token(self, length: int) -> float:
+        """One evaluation of F; the injection is paid once and left out."""
+        return float(self.body.flops_per_token(length))
+
+    def _solve_at_once(
+        self, u_BTE: Tensor, state: State, valid_B: Tensor | None
+    ) -> tuple[Tensor, State]:
+        rows, tokens, _ = u_BTE.shape
+
+        def transition(z_BTD: Tensor) -> tuple[Tensor, State]:
+            return self.body(z_BTD, state, u_BTE, valid_B)
+
+        settled_BT = None
+        if valid_B is not None:
+            settled_BT = torch.arange(tokens, device=u_BTE.device) >= valid_B[:, None]
+        with torch.no_grad():
+            found = iterate(
+                transition,
+                self._zeros(rows, tokens),
+                self.solve,
+                chain=True,
+                settled=settled_BT,
+                trace=self._trace,
+            )
+        self._report(found)
+        if torch.is_grad_enabled():
+            return self.gradient.attach(transition, found.value)
+        return found.last or transition(found.value)
+
+    def _solve_in_pieces(
+        self, u_BTE: Tensor, state: State, valid_B: Tensor | None, window: int
+    ) -> tuple[Tensor, State]:
+        pieces = []
+        for start in range(0, u_BTE.shape[1], window):
+            piece_BWE = u_BTE[:, start : start + window]
+            left_B = None
+            if valid_B is not None:
+                left_B = (valid_B - start).clamp(0, piece_BWE.shape[1])
+            y_BWD, state = self._solve_at_once(piece_BWE, state, left_B)
+            pieces.append(y_BWD)
+        return torch.cat(pieces, dim=1), state
+
+    def _solve_sliding(
+        self, u_BTE: Tensor, state: State, valid_B: Tensor | None, window: int
+    ) -> tuple[Tensor, State]:
+        found = slide(
+            lambda z_BWD, u_BWE, before, valid: self.body(z_BWD, before, u_BWE, valid),
+            u_BTE,
+            state,
+            size=self.width,
+            window=window,
+            solve=self.solve,
+            valid=valid_B,
+        )
+        self._report(found)
+        assert found.last is not None
+        return found.last
+
+    def _zeros(self, rows: int, tokens: int) -> Tensor:
+        like = self.injection_norm.weight
+        return like.new_zeros(rows, tokens, self.width)
+
+    def _report(self, found: Solution) -> None:
+        if self._observer is not None:
+            self._observer.append(found)
+
+
+@contextmanager
+def observed(model: nn.Module, *, trace: bool = False) -> Iterator[list[Solution]]:
+    """Collect the `Solution` of every solve inside the block, in the order of solving.
+
+    Args:
+        model: Every `Equilibrium` in it is observed.
+        trace: Whether to keep the residuals of every sweep (whole-sequence solves only).
+    """
+    found: list[Solution] = []
+    parts = [part for part in model.modules() if isinstance(part, Equilibrium)]
+    for part in parts:
+        part._observer, part._trace = found, trace
+    try:
+        yield found
+    finally:
+        for part in parts:
+            part._observer, part._trace = None, False

@@ -1,0 +1,65 @@
+"""Initial values, one table for all models.
+
+| parameter                    | value                                                         |
+|------------------------------|---------------------------------------------------------------|
+| embedding                    | N(0, 0.02²)                                                   |
+| projections, taps, injection | U(−1, 1) / sqrt(fan in); weight norm starts at g = ‖v‖         |
+| projections into the stream  | the same / sqrt(number of them), as in Mamba and GPT-2        |
+| biases                       | 0 (injection), U(−1, 1) / sqrt(W) (taps)                      |
+| dt_bias                      | softplus⁻¹(dt), dt log-uniform in [1e-3, 1e-1], at least 1e-4 |
+| A_log                        | log U(1, 16)                                                  |
+| D, norm weights              | 1                                                             |
+
+Source: arXiv 2405.21060 and its code for Mamba2; arXiv 2502.07827.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from equilm.nn.linear import DepthwiseTaps, Linear, Weight
+from equilm.nn.mamba2 import Mamba2
+from equilm.nn.norm import RMSNorm
+
+INTO_STREAM = ("out_proj", "w2")
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, *, generator: torch.Generator) -> None:
+    """Set every parameter of a `LanguageModel` in place, as the table says."""
+    into_stream = [name for name, _ in model.named_modules() if name.endswith(INTO_STREAM)]
+    for name, module in model.named_modules():
+        if isinstance(module, Weight):
+            scale = 1 / math.sqrt(len(into_stream)) if name in into_stream else 1.0
+            _init_weight(module, scale, generator)
+        if isinstance(module, DepthwiseTaps):
+            width = module.effective().shape[-1]
+            module.bias.copy_(_uniform(module.bias.shape, 1 / math.sqrt(width), generator))
+        elif isinstance(module, Linear) and module.bias is not None:
+            module.bias.zero_()
+        elif isinstance(module, RMSNorm):
+            module.weight.fill_(1.0)
+        elif isinstance(module, Mamba2):
+            _init_mamba2(module, generator)
+    embedding = model.get_parameter("embedding")
+    embedding.copy_(0.02 * torch.randn(embedding.shape, generator=generator))
+
+
+def _init_weight(module: Weight, scale: float, generator: torch.Generator) -> None:
+    shape = (module.weight_v if module.weight_norm else module.weight).shape
+    fan_in = math.prod(shape[1:])
+    module.assign(_uniform(shape, scale / math.sqrt(fan_in), generator))
+
+
+def _init_mamba2(module: Mamba2, generator: torch.Generator) -> None:
+    low, high = math.log(1e-3), math.log(1e-1)
+    dt_H = torch.exp(low + (high - low) * torch.rand(module.heads, generator=generator))
+    dt_H = dt_H.clamp(min=1e-4)
+    module.dt_bias.copy_(dt_H + torch.log(-torch.expm1(-dt_H)))
+    module.A_log.copy_(torch.log(1 + 15 * torch.rand(module.heads, generator=generator)))
+    module.D.fill_(1.0)
+
+
+def _uniform(shape: torch.Size, bound: float, generator: torch.Generator) -> Tensor:
+    return bound * (2 * torch.rand(shape, generator=generator) - 1)

@@ -1,0 +1,172 @@
+"""Linear and depthwise convolution weights, with weight norm folded once a forward; dropout masks.
+
+`with prepared(module):` makes everything that is constant during one forward (effective weights,
+their cast to the autocast type, dropout masks) once; inside it a stack is one fixed function that
+may be evaluated many times. Read `block.py` next.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Prepared(nn.Module):
+    """Something that has constants to make before a forward."""
+
+    def is_prepared(self) -> bool:
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        raise NotImplementedError
+
+    def release(self) -> None:
+        raise NotImplementedError
+
+
+@contextmanager
+def prepared(module: nn.Module) -> Iterator[None]:
+    """Hold the constants of one forward for the duration of the block; blocks may nest."""
+    parts = [m for m in module.modules() if isinstance(m, Prepared) and not m.is_prepared()]
+    for part in parts:
+        part.prepare()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.release()
+
+
+class Weight(Prepared):
+    """A weight, plain or as w = g · v / ‖v‖ for each output row.
+
+    Args:
+        shape: (out, …).
+        weight_norm: Whether to learn g and v instead of w.
+
+    Source: Salimans and Kingma 2016, arXiv 1602.07868.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, weight_norm: bool) -> None:
+        super().__init__()
+        self.weight_norm = weight_norm
+        self._folded: Tensor | None = None
+        if weight_norm:
+            self.weight_g = nn.Parameter(torch.empty(shape[0], *[1] * (len(shape) - 1)))
+            self.weight_v = nn.Parameter(torch.empty(shape))
+        else:
+            self.weight = nn.Parameter(torch.empty(shape))
+
+    @torch.no_grad()
+    def assign(self, weight: Tensor) -> None:
+        """Set the effective weight."""
+        if self.weight_norm:
+            self.weight_v.copy_(weight)
+            self.weight_g.copy_(_row_norm(self.weight_v))
+        else:
+            self.weight.copy_(weight)
+
+    def effective(self) -> Tensor:
+        """Return w (out, …), folded if inside `prepared`."""
+        return self._fold() if self._folded is None else self._folded
+
+    def is_prepared(self) -> bool:
+        """A weight folded without a graph is stale once gradients are wanted."""
+        return self._folded is not None and (
+            self._folded.requires_grad or not torch.is_grad_enabled()
+        )
+
+    def prepare(self) -> None:
+        """Fold and cast."""
+        self._folded = self._fold()
+
+    def release(self) -> None:
+        """Forget what was folded."""
+        self._folded = None
+
+    def _fold(self) -> Tensor:
+        if self.weight_norm:
+            weight = self.weight_v * (self.weight_g / _row_norm(self.weight_v))
+        else:
+            weight = self.weight
+        device = weight.device.type
+        if torch.is_autocast_enabled(device):
+            weight = weight.to(torch.get_autocast_dtype(device))
+        return weight
+
+
+class Linear(Weight):
+    """y = W x (+ bias).
+
+    Args:
+        inputs: Width of x.
+        outputs: Width of y.
+        bias: Whether there is one.
+        weight_norm: Whether W is kept as g · v / ‖v‖.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = False, weight_norm: bool = False
+    ) -> None:
+        super().__init__((outputs, inputs), weight_norm=weight_norm)
+        self.inputs, self.outputs = inputs, outputs
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return y (…, outputs)."""
+        return nn.functional.linear(x_BTD, self.effective(), self.bias)
+
+
+class DepthwiseTaps(Weight):
+    """The taps (C, 1, W) and bias (C,) of a causal depthwise convolution."""
+
+    def __init__(self, channels: int, width: int, *, weight_norm: bool = False) -> None:
+        super().__init__((channels, 1, width), weight_norm=weight_norm)
+        self.bias = nn.Parameter(torch.empty(channels))
+
+
+class VariationalDropout(Prepared):
+    """One Bernoulli mask a row, shared by all tokens and all evaluations of a forward.
+
+    Args:
+        rate: Share of channels dropped, in [0, 1).
+
+    Source: Gal and Ghahramani 2016, arXiv 1512.05287. Draws from torch's default generator, which
+    the trainer seeds from the step.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout: expected a number in [0, 1), got {rate}")
+        self.rate = rate
+        self._held = False
+        self._mask_B1D: Tensor | None = None
+
+    def forward(self, y_BTD: Tensor) -> Tensor:
+        """Return y with the channels of the mask set to zero and the others scaled up."""
+        if not self.training or self.rate == 0:
+            return y_BTD
+        mask_B1D = self._mask_B1D
+        if mask_B1D is None:
+            keep_B1D = torch.rand_like(y_BTD[:, :1], dtype=torch.float32) >= self.rate
+            mask_B1D = keep_B1D / (1 - self.rate)
+            if self._held:
+                self._mask_B1D = mask_B1D
+        return y_BTD * mask_B1D.to(y_BTD.dtype)
+
+    def is_prepared(self) -> bool:
+        return self._held
+
+    def prepare(self) -> None:
+        """Keep the next mask drawn."""
+        self._held = True
+
+    def release(self) -> None:
+        """Forget the mask."""
+        self._held, self._mask_B1D = False, None
+
+
+def _row_norm(v: Tensor) -> Tensor:
+    return v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))

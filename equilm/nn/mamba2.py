@@ -1,0 +1,150 @@
+"""Mamba2: a selective state-space mixer with a convolution before the scan and a gate behind it.
+
+Weights and state live here; the arithmetic is in `equilm/ops/{conv,scan,norm}.py`. Read
+`block.py` next.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from equilm.nn.linear import DepthwiseTaps, Linear, VariationalDropout
+from equilm.nn.norm import GatedRMSNorm
+from equilm.ops.conv import conv_silu
+from equilm.ops.scan import ssd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Config:
+    """Sizes of a Mamba2 mixer; the defaults are the published ones.
+
+    Args:
+        expand: d_inner / D.
+        head_width: P; H = expand · D / P.
+        state_size: N.
+        groups: G, sets of input and output directions shared by H / G heads.
+        conv_width: W, taps of the convolution.
+    """
+
+    kind: Literal["mamba2"] = "mamba2"
+    expand: int = 2
+    head_width: int = 64
+    state_size: int = 128
+    groups: int = 1
+    conv_width: int = 4
+
+
+class Mamba2State(NamedTuple):
+    """What Mamba2 carries from token to token, in float32."""
+
+    window_BWC: Tensor  # the last W − 1 inputs of the convolution
+    scan_BHPN: Tensor
+
+
+class Mamba2(nn.Module):
+    """[g | xBC | dt] = W_in x + inject; convolve, scan, gate, normalise, project back.
+
+    Args:
+        config: Sizes.
+        width: D.
+        weight_norm: Whether projections and taps carry weight norm.
+        dropout: Rate of the variational dropout on the output.
+
+    Raises:
+        ValueError: If the heads do not divide evenly.
+
+    Source: Dao and Gu 2024, arXiv 2405.21060; injection as in arXiv 2502.07827.
+    """
+
+    def __init__(
+        self, config: Mamba2Config, width: int, *, weight_norm: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.config, self.width = config, width
+        self.inner = config.expand * width
+        if self.inner % config.head_width:
+            raise ValueError(
+                f"mixer.head_width: expected a divisor of expand * width = {self.inner}, "
+                f"got {config.head_width}"
+            )
+        self.heads = self.inner // config.head_width
+        if self.heads % config.groups:
+            raise ValueError(
+                f"mixer.groups: expected a divisor of {self.heads} heads, got {config.groups}"
+            )
+        self.channels = self.inner + 2 * config.groups * config.state_size
+        self.inject_width = self.inner + self.channels + self.heads
+        self.in_proj = Linear(width, self.inject_width, weight_norm=weight_norm)
+        self.conv1d = DepthwiseTaps(self.channels, config.conv_width, weight_norm=weight_norm)
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.empty(self.heads))
+        self.norm = GatedRMSNorm(self.inner)
+        self.out_proj = Linear(self.inner, width, weight_norm=weight_norm)
+        self.dropout = VariationalDropout(dropout)
+
+    def init_state(self, batch: int, capacity: int) -> Mamba2State:
+        """Zeros; the state does not grow with `capacity`."""
+        config, device = self.config, self.A_log.device
+        dtype = torch.promote_types(self.A_log.dtype, torch.float32)
+        return Mamba2State(
+            torch.zeros(batch, config.conv_width - 1, self.channels, dtype=dtype, device=device),
+            torch.zeros(
+                batch,
+                self.heads,
+                config.head_width,
+                config.state_size,
+                dtype=dtype,
+                device=device,
+            ),
+        )
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        state: Mamba2State | None = None,
+        inject_BTE: Tensor | None = None,
+        valid_B: Tensor | None = None,
+    ) -> tuple[Tensor, Mamba2State]:
+        """See `Mixer`."""
+        config = self.config
+        window_BWC, scan_BHPN = state if state is not None else (None, None)
+        projected_BTE = self.in_proj(x_BTD)
+        if inject_BTE is not None:
+            projected_BTE = projected_BTE + inject_BTE.to(projected_BTE.dtype)
+        gate_BTI, xbc_BTC, dt_BTH = projected_BTE.split(
+            [self.inner, self.channels, self.heads], dim=-1
+        )
+        xbc_BTC, window_BWC = conv_silu(
+            xbc_BTC, self.conv1d.effective()[:, 0], self.conv1d.bias, window_BWC, valid_B=valid_B
+        )
+        directions = config.groups * config.state_size
+        x_BTI, b_BTS, c_BTS = xbc_BTC.split([self.inner, directions, directions], dim=-1)
+        dt_BTH = F.softplus(dt_BTH.to(self.dt_bias.dtype) + self.dt_bias)
+        if valid_B is not None:
+            dt_BTH = dt_BTH * _is_valid(valid_B, dt_BTH.shape[1])[..., None]
+        y_BTHP, scan_BHPN = ssd(
+            x_BTI.unflatten(-1, (self.heads, config.head_width)),
+            dt_BTH,
+            -torch.exp(self.A_log),
+            b_BTS.unflatten(-1, (config.groups, config.state_size)),
+            c_BTS.unflatten(-1, (config.groups, config.state_size)),
+            self.D,
+            scan_BHPN,
+        )
+        y_BTI = self.norm(y_BTHP.flatten(2), gate_BTI)
+        return self.dropout(self.out_proj(y_BTI)), Mamba2State(window_BWC, scan_BHPN)
+
+    def flops_per_token(self, length: int) -> float:
+        """Projections, convolution and the recurrent form of the scan."""
+        config = self.config
+        projections = self.width * self.inject_width + self.inner * self.width
+        scan = 3 * self.inner * config.state_size
+        return 2.0 * (projections + self.channels * config.conv_width + scan)
+
+
+def _is_valid(valid_B: Tensor, tokens: int) -> Tensor:
+    return torch.arange(tokens, device=valid_B.device) < valid_B[:, None]

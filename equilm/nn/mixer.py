@@ -1,0 +1,44 @@
+"""What a mixer is, and its laws. Everything that maps tokens and a state to outputs and a state is
+one: Mamba2, attention, a whole stack, and the equilibrium of a stack.
+
+The laws, which `tests/nn/test_laws.py` runs over every row of the table MIXERS:
+
+- causal: y_t depends on x_0 … x_t and the state, on nothing later;
+- chunk:  splitting the tokens anywhere, and passing the state on, gives the same y;
+- value:  the state given is not changed: keep the old one to reject the tokens, the new to accept;
+- row:    a row does not depend on its neighbours in the batch;
+- empty:  `None` means a fresh state;
+- valid:  tokens past `valid_B` change neither the outputs before them nor the next state.
+
+Read `mamba2.py` next.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+# A (named) tuple of tensors, batch first; recurrent parts in float32. Attention keeps preallocated
+# buffers whose slots past `length_B` are scratch: of several results from one state only the last
+# is live, so clone before branching.
+State = Any
+
+
+class Mixer(Protocol):
+    """A causal map over tokens with a state."""
+
+    inject_width: int  # E, the width of what is added inside the input projections
+
+    def init_state(self, batch: int, capacity: int) -> State:
+        """Return the state before the first token, for rows of at most `capacity` tokens."""
+
+    def __call__(
+        self,
+        x_BTD: Tensor,
+        state: State = None,
+        inject_BTE: Tensor | None = None,
+        valid_B: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Return y_BTD and the state after the first `valid_B` (all, if `None`) of the T tokens."""
+
+    def flops_per_token(self, length: int) -> float:
+        """Return the multiply–add operations × 2 of one token at context `length`, forward."""

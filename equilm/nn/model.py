@@ -1,0 +1,152 @@
+"""The language model: embedding, a core that is a mixer, tied head.
+
+    logits = W_emb · core(W_emb[tokens])
+
+Explicit models have a `Stack` as core, implicit ones the `Equilibrium` of a stack. Presets by name
+are in `presets.py`, initial values in `init.py`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from equilm.nn.attention import Attention, AttentionConfig, AttentionState, room
+from equilm.nn.block import Block, Stack
+from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
+from equilm.nn.init import initialise
+from equilm.nn.mamba2 import Mamba2, Mamba2Config
+from equilm.nn.mixer import State
+from equilm.nn.mlp import GatedMLP
+
+MixerConfig = Mamba2Config | AttentionConfig
+
+# Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
+MIXERS: dict[str, tuple[type, type[nn.Module]]] = {
+    "mamba2": (Mamba2Config, Mamba2),
+    "attention": (AttentionConfig, Attention),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A language model.
+
+    Args:
+        vocab_size: V, tokens of the task or tokenizer.
+        vocab_multiple: The embedding is padded to a multiple of this.
+        width: D.
+        num_layers: Blocks of the stack.
+        mixer: What mixes tokens in each block.
+        mlp_hidden: Hidden width of the gated MLP of each block; `None` for none.
+        dropout: Rate of the variational dropout behind each mixer.
+        weight_norm: Whether projections, taps and injection carry weight norm.
+        equilibrium: How the stack is iterated; `None` makes an explicit model.
+    """
+
+    vocab_size: int
+    vocab_multiple: int = 1
+    width: int
+    num_layers: int
+    mixer: MixerConfig
+    mlp_hidden: int | None = None
+    dropout: float = 0.0
+    weight_norm: bool = False
+    equilibrium: EquilibriumConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "vocab_multiple", "width", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+class LanguageModel(nn.Module):
+    """Tokens to logits.
+
+    Args:
+        config: Sizes.
+        generator: Draws the initial values; `None` leaves them unset, for loading.
+    """
+
+    def __init__(self, config: ModelConfig, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Parameter(torch.empty(config.padded_vocab_size, config.width))
+        self.core = build_core(config)
+        if generator is not None:
+            initialise(self, generator=generator)
+
+    def init_state(self, batch: int, capacity: int) -> State:
+        """Return the state before the first token, for rows of at most `capacity` tokens."""
+        return self.core.init_state(batch, capacity)
+
+    def forward(
+        self, tokens_BT: Tensor, state: State = None, *, valid_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Return the logits of every token, and the state after them.
+
+        Args:
+            tokens_BT: (B, T) int64 in [0, V), T ≥ 1.
+            state: From `init_state` or an earlier call, with room for T more; `None` starts anew.
+            valid_B: (B,) int64: tokens of each row that are no padding (on the right).
+
+        Returns:
+            logits_BTV in float32 over the unpadded vocabulary, and the next state.
+
+        Raises:
+            ValueError: For an empty sequence, a token out of range, a state without room.
+        """
+        self._check(tokens_BT, state)
+        z_BTD, state = self.core(nn.functional.embedding(tokens_BT, self.embedding), state, None, valid_B)
+        return self.logits(z_BTD), state
+
+    def logits(self, z_BTD: Tensor) -> Tensor:
+        """Return W_emb z in float32 over the unpadded vocabulary."""
+        head_VD = self.embedding[: self.config.vocab_size]
+        return nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD).float()
+
+    def _check(self, tokens_BT: Tensor, state: State) -> None:
+        if tokens_BT.ndim != 2 or tokens_BT.shape[1] < 1:
+            raise ValueError(
+                f"tokens: expected (batch, length >= 1), got {tuple(tokens_BT.shape)}"
+            )
+        low, high = int(tokens_BT.min()), int(tokens_BT.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"tokens: expected ids in [0, {self.config.vocab_size}), "
+                f"got {low if low < 0 else high}"
+            )
+        for part in state or ():
+            if isinstance(part, AttentionState) and room(part) < tokens_BT.shape[1]:
+                raise ValueError(
+                    f"state: expected room for {tokens_BT.shape[1]} tokens, got {room(part)}; "
+                    "make it with init_state(batch, capacity)"
+                )
+
+
+def build_core(config: ModelConfig) -> nn.Module:
+    """Return the stack of `config`, inside an `Equilibrium` if it has one."""
+    _, mixer_class = MIXERS[config.mixer.kind]
+    blocks = []
+    for _ in range(config.num_layers):
+        mixer = mixer_class(
+            config.mixer, config.width, weight_norm=config.weight_norm, dropout=config.dropout
+        )
+        mlp = None
+        if config.mlp_hidden is not None:
+            mlp = GatedMLP(config.width, config.mlp_hidden, weight_norm=config.weight_norm)
+        blocks.append(Block(mixer, mlp, config.width))
+    stack = Stack(blocks, config.width)
+    if config.equilibrium is None:
+        return stack
+    return Equilibrium(config.equilibrium, stack, config.width, weight_norm=config.weight_norm)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters; the tied head counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,75 @@
+"""Fixed points of any function of tensors: the solver as a tool of its own.
+
+    z = fixed_point(lambda z: torch.tanh(z @ w + x), torch.zeros(8, 64)).value
+
+Not used by the models of this package, which drive `iterate` themselves. Read `iterate.py` next.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from equilm import tree
+from equilm.solve.gradient import Gradient, Implicit
+from equilm.solve.iterate import Solve, iterate
+
+
+class FixedPoint(NamedTuple):
+    """A fixed point, row by row."""
+
+    value: tree.Tree  # as z0, with a gradient if anything F uses requires one
+    status: Tensor  # (B,) a Status
+    steps: Tensor  # (B,) evaluations
+    residual: Tensor  # (B,) ‖F(z) − z‖ / ‖F(z)‖
+
+
+def fixed_point(
+    function: Callable[[tree.Tree], tree.Tree],
+    z0: tree.Tree,
+    *,
+    solve: Solve | None = None,
+    gradient: Gradient | None = None,
+) -> FixedPoint:
+    """Find z with z = function(z), each row on its own, and make it differentiable.
+
+    Args:
+        function: Maps a tensor (B, …), or a tuple of such tensors, to the same shapes. Rows must
+            not depend on each other.
+        z0: The starting point.
+        solve: Step rule, tolerance and limits; by default Anderson to 1e-5 in at most 100 steps.
+        gradient: `Implicit()` (the default) or `Phantom(…)`; used while autograd records.
+
+    Returns:
+        A `FixedPoint`; rows that did not converge say so in `status`.
+
+    Raises:
+        ValueError: If `function` changes the shape of its argument.
+    """
+    solve = solve or Implicit().solve
+    shapes = [leaf.shape for leaf in tree.leaves(z0)]
+
+    def transition(flat: Tensor) -> tuple[Tensor, None]:
+        out = function(_unflatten(flat, z0))
+        got = [leaf.shape for leaf in tree.leaves(out)]
+        if got != shapes:
+            raise ValueError(f"function: expected shapes {shapes} as in z0, got {got}")
+        return _flatten(out), None
+
+    with torch.no_grad():
+        found = iterate(transition, _flatten(z0), solve)
+    value = found.value
+    if torch.is_grad_enabled():
+        value, _ = (gradient or Implicit()).attach(transition, value)
+    return FixedPoint(_unflatten(value, z0), found.status, found.steps, found.residual)
+
+
+def _flatten(values: tree.Tree) -> Tensor:
+    return torch.cat([leaf.flatten(1) for leaf in tree.leaves(values)], dim=1)
+
+
+def _unflatten(flat: Tensor, like: tree.Tree) -> tree.Tree:
+    sizes = [leaf[0].numel() for leaf in tree.leaves(like)]
+    pieces = iter(flat.split(sizes, dim=1))
+    return tree.map_(lambda leaf: next(pieces).view_as(leaf), like)

@@ -1,0 +1,165 @@
+"""The sliding window over a long chain: solve W positions at once, retire the settled prefix.
+
+By causality a settled prefix is final, so its state is kept and the window moves on; W = 1 is the
+sequential mode, W = T the simultaneous one. Every row moves at its own pace and nothing in its
+answer depends on the others. Read `equilm/nn/equilibrium.py` next.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equilm import tree
+from equilm.solve.iterate import Progress, Solution, Solve, Status, begin, sweep
+
+# (z (B, W, N), inject (B, W, E), state, valid (B,) or None) → (F(z), state after `valid` positions)
+Step = Callable[[Tensor, Tensor, Any, Tensor | None], tuple[Tensor, Any]]
+
+
+def slide(
+    step: Step,
+    inject: Tensor,
+    state: tree.Tree,
+    *,
+    size: int,
+    window: int,
+    solve: Solve,
+    valid: Tensor | None = None,
+) -> Solution:
+    """Solve a chain of T positions, never more than `window` of them at a time.
+
+    Args:
+        step: One evaluation of F on a window; it must not change the state it is given.
+        inject: (B, T, E) what F depends on at each position.
+        state: What the chain carries into its first position, row first.
+        size: N, the length of one unknown.
+        window: W ≥ 1.
+        solve: `max_steps` bounds the evaluations of a position after all before it settled.
+        valid: (B,) length of each row's chain; `None` means T.
+
+    Returns:
+        A `Solution` for (B, T); positions past `valid` are zero. Its `last` is F(value) with the
+        state after the last valid position. `sweeps` counts dependent evaluations.
+    """
+    return _Slider(step, inject, state, size, min(window, inject.shape[1]), solve, valid).run()
+
+
+class _Slider:
+    """The loop of `slide` with its local variables."""
+
+    def __init__(
+        self,
+        step: Step,
+        inject: Tensor,
+        state: tree.Tree,
+        size: int,
+        window: int,
+        solve: Solve,
+        valid: Tensor | None,
+    ) -> None:
+        rows, length = inject.shape[:2]
+        device = inject.device
+        self.step, self.solve, self.state, self.window = step, solve, state, window
+        # W positions past the end, so that a window may hang over.
+        self.inject = torch.cat([inject, inject.new_zeros(rows, window, inject.shape[2])], dim=1)
+        self.length = length
+        self.limit = torch.full((rows,), length, device=device) if valid is None else valid
+        self.start = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.offsets = torch.arange(window, device=device)
+        zeros = torch.zeros(rows, window, size, device=device)
+        self.fresh = begin(zeros, solve)
+        self.progress = self._close_overhang(self.fresh)
+        blank = (rows, length + 2 * window)
+        self.value = torch.zeros(*blank, size, device=device)
+        self.image = torch.zeros(*blank, size, device=device)
+        self.status = torch.zeros(blank, dtype=torch.int8, device=device)
+        self.steps = torch.zeros(blank, dtype=torch.int32, device=device)
+        self.residual = torch.zeros(blank, device=device)
+        self.sweeps = 0
+
+    def run(self) -> Solution:
+        stride = max(1, self.window // 4)
+        inject = self._view(self.inject)
+        while bool((self.start < self.limit).any()):
+            for _ in range(self.solve.check_every):
+                measured = self.progress.z
+                self.progress, fz, after = sweep(
+                    lambda z, u=inject: self.step(z, u, self.state, None),
+                    self.progress,
+                    self.solve,
+                    chain=True,
+                )
+                self.sweeps += 1
+            left = self.limit - self.start
+            settled = (self.progress.status != Status.OPEN).cumprod(1).sum(1).minimum(left)
+            moved = torch.where(settled >= left.clamp(max=stride), settled, 0)
+            if bool((moved > 0).any()):
+                self._retire(moved, measured, fz, after, inject)
+                inject = self._view(self.inject)
+        keep = slice(0, self.length)
+        return Solution(
+            self.value[:, keep],
+            self.status[:, keep],
+            self.steps[:, keep],
+            self.residual[:, keep],
+            self.sweeps,
+            None,
+            (self.image[:, keep], self.state),
+        )
+
+    def _retire(
+        self, moved: Tensor, measured: Tensor, fz: Tensor, after: tree.Tree, inject: Tensor
+    ) -> None:
+        """Keep the first `moved` positions of each row and move its window past them."""
+        p = self.progress
+        whole = (moved == 0) | (moved == self.window)
+        known = whole & ((moved == 0) | (p.z == measured).flatten(1).all(1))
+        if not bool(known.all()):
+            # One more evaluation gives F and the state after exactly `moved` positions.
+            fz, after = self.step(p.z, inject, self.state, moved)
+            self.sweeps += 1
+        self.state = tree.select(moved > 0, after, self.state)
+        target = self._targets(moved)
+        self._scatter(self.value, target, p.z)
+        self._scatter(self.image, target, fz.to(self.image.dtype))
+        self._scatter(self.status, target, p.status)
+        self._scatter(self.steps, target, p.steps)
+        self._scatter(self.residual, target, p.residual)
+        self.start = self.start + moved
+        if bool(whole.all()):
+            self.progress = tree.select(moved > 0, self.fresh, p)
+        else:
+            source = self.offsets + moved[:, None]
+            self.progress = tree.map_(
+                lambda leaf, new: torch.cat([leaf, new], dim=1).gather(1, _like(source, leaf)),
+                p,
+                self.fresh,
+            )
+        self.progress = self._close_overhang(self.progress)
+
+    def _targets(self, moved: Tensor) -> Tensor:
+        """Where each position of the window is kept; the unkept ones go behind the end."""
+        kept = self.offsets < moved[:, None]
+        spare = self.length + self.window + self.offsets
+        return torch.where(kept, self.start[:, None] + self.offsets, spare)
+
+    @staticmethod
+    def _scatter(into: Tensor, target: Tensor, leaf: Tensor) -> None:
+        into.scatter_(1, _like(target, leaf), leaf)
+
+    def _view(self, chain: Tensor) -> Tensor:
+        index = (self.start[:, None] + self.offsets).clamp(max=chain.shape[1] - 1)
+        return chain.gather(1, _like(index, chain))
+
+    def _close_overhang(self, progress: Progress) -> Progress:
+        beyond = self.start[:, None] + self.offsets >= self.limit[:, None]
+        closed = torch.where(beyond, int(Status.CONVERGED), progress.status).to(torch.int8)
+        return progress._replace(status=closed)
+
+
+def _like(index: Tensor, leaf: Tensor) -> Tensor:
+    """Repeat a (B, W) index over the trailing dimensions of `leaf`."""
+    shape = index.shape + (1,) * (leaf.ndim - 2)
+    return index.reshape(shape).expand(*index.shape, *leaf.shape[2:])

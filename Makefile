@@ -54,6 +54,6 @@ define install
 @index=; \
 	if [ -n "$(TORCH_INDEX)" ] && $(BIN)/python -c '$(reachable)' "$(TORCH_INDEX)" 2>/dev/null; \
 	then index="--extra-index-url $(TORCH_INDEX)"; fi; \
-	echo "installing equilm into .venv"; \
+	echo "installing equilm and PyTorch into .venv: minutes the first time, nothing later"; \
 	$(BIN)/python -m pip install --quiet $$index --editable '$(1)'
 endef

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypedDict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,14 @@ def truncate(path: str | Path, step: int) -> None:
     scratch.replace(path)
 
 
-def environment(device: str = "") -> dict[str, str]:
+class Environment(TypedDict):
+    """Where a measurement was made: keyword arguments of Record."""
+
+    commit: str
+    device: str
+
+
+def environment(device: str = "") -> Environment:
     """What a Record says about where it came from; ask once a run, it may start git.
 
     Args:
@@ -127,7 +134,7 @@ def environment(device: str = "") -> dict[str, str]:
 
     Returns:
         `commit`, the short hash of the package's checkout or, outside one, the package's
-        version, and `device`: keyword arguments of Record.
+        version, and `device`.
     """
     return {"commit": _checkout_commit() or _installed_version(), "device": device}
 

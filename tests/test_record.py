@@ -102,7 +102,7 @@ def test_a_bad_line_is_named(path: Path, line: str, told: str) -> None:
 def test_a_whole_last_line_is_judged_without_its_end(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('{"name": "loss", "value": 1, "unit": "nats", "colour": "red"}')
-    with pytest.raises(ValueError, match="metrics.jsonl:1: unknown key 'colour'"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl:1: unknown key 'colour'"):
         record.read(path)
 
 

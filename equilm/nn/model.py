@@ -1,6 +1,6 @@
-"""The language model: embedding, a core that is a mixer, tied head.
+"""The language model: embedding, a core that is a mixer, head.
 
-    logits = W_emb · core(W_emb[tokens])
+    logits = W_head · core(W_emb[tokens]), W_head = W_emb where tied
 
 Explicit models have a `Stack` as core, implicit ones the `Equilibrium` of a stack. Presets by name
 are in `presets.py`, initial values in `init.py`.
@@ -16,13 +16,13 @@ from equilm.nn.block import Block, Stack
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.init import initialise
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
-from equilm.nn.mixer import State
+from equilm.nn.mixer import Mixer, State
 from equilm.nn.mlp import GatedMLP
 
 MixerConfig = Mamba2Config | AttentionConfig
 
 # Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
-MIXERS: dict[str, tuple[type, type[nn.Module]]] = {
+MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "mamba2": (Mamba2Config, Mamba2),
     "attention": (AttentionConfig, Attention),
 }
@@ -33,7 +33,7 @@ class ModelConfig:
     """A language model.
 
     Args:
-        vocab_size: V, tokens of the task or tokenizer.
+        vocab_size: V, tokens of the task or tokenizer; `None` in a recipe takes the task's.
         vocab_multiple: The embedding is padded to a multiple of this.
         width: D.
         num_layers: Blocks of the stack.
@@ -41,10 +41,12 @@ class ModelConfig:
         mlp_hidden: Hidden width of the gated MLP of each block; `None` for none.
         dropout: Rate of the variational dropout behind each mixer.
         weight_norm: Whether projections, taps and injection carry weight norm.
+        norm_eps: Added to the mean square in every norm but the mixer's own, > 0.
+        tie_embeddings: Whether the head is the embedding, as published.
         equilibrium: How the stack is iterated; `None` makes an explicit model.
     """
 
-    vocab_size: int
+    vocab_size: int | None = None
     vocab_multiple: int = 1
     width: int
     num_layers: int
@@ -52,16 +54,25 @@ class ModelConfig:
     mlp_hidden: int | None = None
     dropout: float = 0.0
     weight_norm: bool = False
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
     equilibrium: EquilibriumConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "vocab_multiple", "width", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding."""
+        """Rows of the embedding.
+
+        Raises:
+            ValueError: While `vocab_size` is left to a task.
+        """
+        if self.vocab_size is None:
+            raise ValueError("vocab_size: expected the number of tokens, got none")
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
 
@@ -76,7 +87,9 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Parameter(torch.empty(config.padded_vocab_size, config.width))
+        shape = (config.padded_vocab_size, config.width)
+        self.embedding = nn.Parameter(torch.empty(shape))
+        self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(shape))
         self.core = build_core(config)
         if generator is not None:
             initialise(self, generator=generator)
@@ -102,23 +115,23 @@ class LanguageModel(nn.Module):
             ValueError: For an empty sequence, a token out of range, a state without room.
         """
         self._check(tokens_BT, state)
-        z_BTD, state = self.core(nn.functional.embedding(tokens_BT, self.embedding), state, None, valid_B)
+        x_BTD = nn.functional.embedding(tokens_BT, self.embedding)
+        z_BTD, state = self.core(x_BTD, state, None, valid_B)
         return self.logits(z_BTD), state
 
     def logits(self, z_BTD: Tensor) -> Tensor:
-        """Return W_emb z in float32 over the unpadded vocabulary."""
-        head_VD = self.embedding[: self.config.vocab_size]
+        """Return W_head z in float32 over the unpadded vocabulary."""
+        head_VD = self.embedding if self.head is None else self.head
+        head_VD = head_VD[: self.config.vocab_size]
         return nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD).float()
 
     def _check(self, tokens_BT: Tensor, state: State) -> None:
         if tokens_BT.ndim != 2 or tokens_BT.shape[1] < 1:
-            raise ValueError(
-                f"tokens: expected (batch, length >= 1), got {tuple(tokens_BT.shape)}"
-            )
+            raise ValueError(f"tokens: expected (batch, length >= 1), got {tuple(tokens_BT.shape)}")
         low, high = int(tokens_BT.min()), int(tokens_BT.max())
-        if low < 0 or high >= self.config.vocab_size:
+        if low < 0 or high >= self.vocab_size:
             raise ValueError(
-                f"tokens: expected ids in [0, {self.config.vocab_size}), "
+                f"tokens: expected ids in [0, {self.vocab_size}), "
                 f"got {low if low < 0 else high}"
             )
         for part in state or ():
@@ -129,7 +142,7 @@ class LanguageModel(nn.Module):
                 )
 
 
-def build_core(config: ModelConfig) -> nn.Module:
+def build_core(config: ModelConfig) -> Mixer:
     """Return the stack of `config`, inside an `Equilibrium` if it has one."""
     _, mixer_class = MIXERS[config.mixer.kind]
     blocks = []
@@ -140,11 +153,17 @@ def build_core(config: ModelConfig) -> nn.Module:
         mlp = None
         if config.mlp_hidden is not None:
             mlp = GatedMLP(config.width, config.mlp_hidden, weight_norm=config.weight_norm)
-        blocks.append(Block(mixer, mlp, config.width))
-    stack = Stack(blocks, config.width)
+        blocks.append(Block(mixer, mlp, config.width, norm_eps=config.norm_eps))
+    stack = Stack(blocks, config.width, norm_eps=config.norm_eps)
     if config.equilibrium is None:
         return stack
-    return Equilibrium(config.equilibrium, stack, config.width, weight_norm=config.weight_norm)
+    return Equilibrium(
+        config.equilibrium,
+        stack,
+        config.width,
+        weight_norm=config.weight_norm,
+        norm_eps=config.norm_eps,
+    )
 
 
 def parameter_count(model: nn.Module) -> int:

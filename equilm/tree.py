@@ -60,7 +60,7 @@ def put(tree: Tree, rows: Tensor, values: Tree) -> Tree:
 def select(mask_B: Tensor, new: Tree, old: Tree) -> Tree:
     """Return, row by row, `new` where the mask holds and `old` elsewhere.
 
-    A buffer shared by both (an attention cache, whose later slots are scratch) is passed on uncopied.
+    A buffer shared by both (an attention cache, whose later slots are scratch) is not copied.
     """
 
     def choose(after: Tensor, before: Tensor) -> Tensor:

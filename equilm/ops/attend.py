@@ -1,4 +1,7 @@
-"""Rotary embedding, and attention of new tokens over cached and new keys. Read `equilm/nn/attention.py` next."""
+"""Rotary embedding, and attention of new tokens over cached and new keys.
+
+Read `equilm/nn/attention.py` next.
+"""
 
 import torch
 import torch.nn.functional as F

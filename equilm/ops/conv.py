@@ -1,4 +1,7 @@
-"""Causal depthwise convolution with a carried window, then SiLU. Read `equilm/nn/mamba2.py` next."""
+"""Causal depthwise convolution with a carried window, then SiLU.
+
+Read `equilm/nn/mamba2.py` next.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +34,9 @@ def conv_silu(
     else:
         padded_BSC = torch.cat([window_BWC.to(x_BTC.dtype), x_BTC], dim=1)
     # Shifted sums beat a grouped convolution on a CPU and need no change of layout.
-    y_BTC = bias_C.to(x_BTC.dtype)
+    y_BTC, weight_CW = bias_C.to(x_BTC.dtype), weight_CW.to(x_BTC.dtype)
     for tap in range(width):
-        y_BTC = torch.addcmul(y_BTC, padded_BSC[:, tap : tap + tokens], weight_CW[:, tap].to(x_BTC.dtype))
+        y_BTC = torch.addcmul(y_BTC, padded_BSC[:, tap : tap + tokens], weight_CW[:, tap])
     if valid_B is None:
         next_BWC = padded_BSC[:, tokens:]
     else:

@@ -14,7 +14,7 @@ class AndersonMemory(NamedTuple):
     delta_g: Tensor  # (..., depth, N), g = F(z) − z
     last_z: Tensor  # (..., N)
     last_g: Tensor  # (..., N)
-    count: Tensor  # (...), int64: steps since the last restart
+    age: Tensor  # (...), int64: steps since the last restart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +52,17 @@ class Anderson:
     def init(self, z: Tensor) -> AndersonMemory:
         """An empty history."""
         history = z.new_zeros(*z.shape[:-1], self.depth, z.shape[-1])
-        count = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
-        return AndersonMemory(history, history, torch.zeros_like(z), torch.zeros_like(z), count)
+        age = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
+        return AndersonMemory(history, history, torch.zeros_like(z), torch.zeros_like(z), age)
 
-    def step(
-        self, z: Tensor, fz: Tensor, memory: AndersonMemory
-    ) -> tuple[Tensor, AndersonMemory]:
+    def step(self, z: Tensor, fz: Tensor, memory: AndersonMemory) -> tuple[Tensor, AndersonMemory]:
         """Return the accelerated iterate; unused history slots are zero and drop out of γ."""
         g = fz.to(z.dtype) - z
         grew = g.norm(dim=-1) > self.growth * memory.last_g.norm(dim=-1)
-        count = torch.where(grew & (memory.count > 0), 0, memory.count)
-        kept = (count > 0)[..., None, None]
-        slot = ((count - 1) % self.depth)[..., None, None].expand(*z.shape[:-1], 1, z.shape[-1])
-        started = (count > 0)[..., None]
+        age = torch.where(grew & (memory.age > 0), 0, memory.age)
+        kept = (age > 0)[..., None, None]
+        slot = ((age - 1) % self.depth)[..., None, None].expand(*z.shape[:-1], 1, z.shape[-1])
+        started = (age > 0)[..., None]
         delta_z = torch.where(kept, memory.delta_z, 0).scatter(
             -2, slot, torch.where(started, z - memory.last_z, 0)[..., None, :]
         )
@@ -73,7 +71,7 @@ class Anderson:
         )
         gamma = self._mix(delta_g, g)
         z_next = z + self.damping * g - ((delta_z + self.damping * delta_g).mT @ gamma)[..., 0]
-        return z_next, AndersonMemory(delta_z, delta_g, z, g, count + 1)
+        return z_next, AndersonMemory(delta_z, delta_g, z, g, age + 1)
 
     def _mix(self, delta_g: Tensor, g: Tensor) -> Tensor:
         gram = delta_g @ delta_g.mT

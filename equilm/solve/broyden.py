@@ -14,7 +14,7 @@ class BroydenMemory(NamedTuple):
     v: Tensor  # (..., depth, N)
     last_g: Tensor  # (..., N)
     last_step: Tensor  # (..., N)
-    count: Tensor  # (...), int64: steps since the last restart
+    age: Tensor  # (...), int64: steps since the last restart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,30 +48,30 @@ class Broyden:
     def init(self, z: Tensor) -> BroydenMemory:
         """No factors."""
         factors = z.new_zeros(*z.shape[:-1], self.depth, z.shape[-1])
-        count = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
-        return BroydenMemory(factors, factors, torch.zeros_like(z), torch.zeros_like(z), count)
+        age = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
+        return BroydenMemory(factors, factors, torch.zeros_like(z), torch.zeros_like(z), age)
 
     def step(self, z: Tensor, fz: Tensor, memory: BroydenMemory) -> tuple[Tensor, BroydenMemory]:
         """Return the quasi-Newton iterate."""
         g = fz.to(z.dtype) - z
         grew = g.norm(dim=-1) > self.growth * memory.last_g.norm(dim=-1)
-        restart = (memory.count > 0) & (grew | (memory.count > self.depth))
-        count = torch.where(restart, 0, memory.count)
-        kept = (count > 0)[..., None, None]
+        restart = (memory.age > 0) & (grew | (memory.age > self.depth))
+        age = torch.where(restart, 0, memory.age)
+        kept = (age > 0)[..., None, None]
         u, v = torch.where(kept, memory.u, 0), torch.where(kept, memory.v, 0)
-        delta_g = torch.where(count[..., None] > 0, g - memory.last_g, 0)
+        delta_g = torch.where(age[..., None] > 0, g - memory.last_g, 0)
         # H⁺ = H + (s − H y) sᵀH / (sᵀH y)
         h_y = self._apply(u, v, delta_g)
         s_h = self._apply(v, u, memory.last_step)
         bottom = (s_h * delta_g).sum(-1, keepdim=True)
         usable = bottom.abs() > torch.finfo(z.dtype).tiny
         new_u = torch.where(usable, (memory.last_step - h_y) / torch.where(usable, bottom, 1), 0)
-        slot = (count - 1).clamp(min=0)[..., None, None].expand(*z.shape[:-1], 1, z.shape[-1])
-        first = (count == 0)[..., None]
+        slot = (age - 1).clamp(min=0)[..., None, None].expand(*z.shape[:-1], 1, z.shape[-1])
+        first = (age == 0)[..., None]
         u = u.scatter(-2, slot, torch.where(first, 0, new_u)[..., None, :])
         v = v.scatter(-2, slot, torch.where(first, 0, s_h)[..., None, :])
         step = -self._apply(u, v, g)
-        return z + step, BroydenMemory(u, v, g, step, count + 1)
+        return z + step, BroydenMemory(u, v, g, step, age + 1)
 
     def _apply(self, u: Tensor, v: Tensor, x: Tensor) -> Tensor:
         return -self.damping * x + (u.mT @ (v @ x[..., None]))[..., 0]

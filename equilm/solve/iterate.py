@@ -234,6 +234,4 @@ def iterate(
     status = progress.status
     status = torch.where(status == Status.OPEN, int(Status.CAPPED), status).to(torch.int8)
     residuals = torch.stack(history) if history else None
-    return Solution(
-        progress.z, status, progress.steps, progress.residual, sweeps, residuals, last
-    )
+    return Solution(progress.z, status, progress.steps, progress.residual, sweeps, residuals, last)

@@ -63,11 +63,12 @@ class _Slider:
         device = inject.device
         self.step, self.solve, self.state, self.window = step, solve, state, window
         # W positions past the end, so that a window may hang over.
-        self.inject = torch.cat([inject, inject.new_zeros(rows, window, inject.shape[2])], dim=1)
+        self.chain = torch.cat([inject, inject.new_zeros(rows, window, inject.shape[2])], dim=1)
         self.length = length
         self.limit = torch.full((rows,), length, device=device) if valid is None else valid
         self.start = torch.zeros(rows, dtype=torch.int64, device=device)
         self.offsets = torch.arange(window, device=device)
+        self.inject = self._view()
         zeros = torch.zeros(rows, window, size, device=device)
         self.fresh = begin(zeros, solve)
         self.progress = self._close_overhang(self.fresh)
@@ -81,23 +82,16 @@ class _Slider:
 
     def run(self) -> Solution:
         stride = max(1, self.window // 4)
-        inject = self._view(self.inject)
         while bool((self.start < self.limit).any()):
             for _ in range(self.solve.check_every):
                 measured = self.progress.z
-                self.progress, fz, after = sweep(
-                    lambda z, u=inject: self.step(z, u, self.state, None),
-                    self.progress,
-                    self.solve,
-                    chain=True,
-                )
+                self.progress, fz, after = sweep(self._at, self.progress, self.solve, chain=True)
                 self.sweeps += 1
             left = self.limit - self.start
             settled = (self.progress.status != Status.OPEN).cumprod(1).sum(1).minimum(left)
             moved = torch.where(settled >= left.clamp(max=stride), settled, 0)
             if bool((moved > 0).any()):
-                self._retire(moved, measured, fz, after, inject)
-                inject = self._view(self.inject)
+                self._retire(moved, measured, fz, after)
         keep = slice(0, self.length)
         return Solution(
             self.value[:, keep],
@@ -109,16 +103,17 @@ class _Slider:
             (self.image[:, keep], self.state),
         )
 
-    def _retire(
-        self, moved: Tensor, measured: Tensor, fz: Tensor, after: tree.Tree, inject: Tensor
-    ) -> None:
+    def _at(self, z: Tensor) -> tuple[Tensor, tree.Tree]:
+        return self.step(z, self.inject, self.state, None)
+
+    def _retire(self, moved: Tensor, measured: Tensor, fz: Tensor, after: tree.Tree) -> None:
         """Keep the first `moved` positions of each row and move its window past them."""
         p = self.progress
         whole = (moved == 0) | (moved == self.window)
         known = whole & ((moved == 0) | (p.z == measured).flatten(1).all(1))
         if not bool(known.all()):
             # One more evaluation gives F and the state after exactly `moved` positions.
-            fz, after = self.step(p.z, inject, self.state, moved)
+            fz, after = self.step(p.z, self.inject, self.state, moved)
             self.sweeps += 1
         self.state = tree.select(moved > 0, after, self.state)
         target = self._targets(moved)
@@ -128,6 +123,7 @@ class _Slider:
         self._scatter(self.steps, target, p.steps)
         self._scatter(self.residual, target, p.residual)
         self.start = self.start + moved
+        self.inject = self._view()
         if bool(whole.all()):
             self.progress = tree.select(moved > 0, self.fresh, p)
         else:
@@ -149,9 +145,9 @@ class _Slider:
     def _scatter(into: Tensor, target: Tensor, leaf: Tensor) -> None:
         into.scatter_(1, _like(target, leaf), leaf)
 
-    def _view(self, chain: Tensor) -> Tensor:
-        index = (self.start[:, None] + self.offsets).clamp(max=chain.shape[1] - 1)
-        return chain.gather(1, _like(index, chain))
+    def _view(self) -> Tensor:
+        index = (self.start[:, None] + self.offsets).clamp(max=self.chain.shape[1] - 1)
+        return self.chain.gather(1, _like(index, self.chain))
 
     def _close_overhang(self, progress: Progress) -> Progress:
         beyond = self.start[:, None] + self.offsets >= self.limit[:, None]

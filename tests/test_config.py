@@ -1,9 +1,8 @@
 """Recipes: what is right round-trips, what is wrong is named with its place and its cure."""
 
-import dataclasses
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -212,9 +211,8 @@ def test_kind_is_required_where_nothing_tells_it() -> None:
 def test_an_override_changes_what_it_names(
     override: str, changed: dict[str, Any], tmp_path: Path
 ) -> None:
-    recipe = dataclasses.replace(Recipe(task="s3"), **changed)
     path = write(tmp_path, 'task = "s3"')
-    assert load(Recipe, path, [override]) == recipe
+    assert load(Recipe, path, [override]) == replace(Recipe(task="s3"), **changed)
 
 
 def test_overrides_apply_in_order_to_what_the_file_says(tmp_path: Path) -> None:
@@ -231,11 +229,9 @@ def test_overrides_apply_in_order_to_what_the_file_says(tmp_path: Path) -> None:
     [
         ("clip", "override 'clip': expected key=value"),
         ("a..b=1", "override 'a..b=1': expected key=value"),
-        ("=1", "override '=1': expected key=value"),
         ("task.x=1", "override 'task.x=1': there is no `x` in 's3'"),
         ("phases.2.max_steps=1", "there is no `2` in an array of 2"),
         ("phases.-1.max_steps=1", "there is no `-1` in an array of 2"),
-        ("modle.width=1", "+ overrides: modle: unknown key; did you mean `model`?"),
         ("solver.dampign=1", "+ overrides: solver.dampign: unknown key; did you mean `damping`?"),
         ("phasse.1.max_steps=1", "+ overrides: phasse: unknown key; did you mean `phases`?"),
     ],

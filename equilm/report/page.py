@@ -209,7 +209,7 @@ th, td { padding: .45rem 0 .45rem .9rem; text-align: right; white-space: nowrap 
 th:first-child { text-align: left; padding-left: 0 }
 thead th { font-weight: 400; color: var(--muted); border-bottom: 1px solid var(--muted);
   vertical-align: bottom; white-space: normal }
-tbody th { font-weight: 500; min-width: 9rem; white-space: normal }
+tbody th { font-weight: 500; min-width: 10rem; white-space: normal }
 tbody tr + tr > * { border-top: 1px solid var(--faint) }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.5rem; margin: 0;
   font-size: .9rem }

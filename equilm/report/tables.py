@@ -99,9 +99,8 @@ def effort_table(records: Iterable[Record]) -> Table | None:
         line: max(length for found in measured.values() for length in found.get(line, {}))
         for line in lines
     }
-    columns: list[tuple[str, list[str]]] = []
-    if len(set(longest.values())) > 1:
-        columns.append(("length", [f"{longest[line]:,}" for line in lines]))
+    alike = len(set(longest.values())) == 1
+    columns = [] if alike else [("length", [f"{longest[line]:,}" for line in lines])]
     for name, header, write in _OF_A_LINE:
         found = measured[name]
         cells = [_cell(found.get(line, {}).get(longest[line], []), write) for line in lines]
@@ -113,11 +112,7 @@ def effort_table(records: Iterable[Record]) -> Table | None:
     columns = [(header, cells) for header, cells in columns if set(cells) != {MISSING}]
     names = [select.label(line, lines) for line in lines]
     rows = tuple(zip(names, *(cells for _, cells in columns), strict=True))
-    at = (
-        "the longest length"
-        if len(set(longest.values())) > 1
-        else f"{max(longest.values()):,} tokens"
-    )
+    at = f"{max(longest.values()):,} tokens" if alike else "the longest length"
     return Table(
         f"What an answer costs at {at}", ("model", *(header for header, _ in columns)), rows
     )

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from equilm.nn.linear import Linear, VariationalDropout
+from equilm.nn.mixer import Mixer
 from equilm.ops.attend import attend, rotary
 
 
@@ -27,14 +28,14 @@ class AttentionConfig:
 
 
 class AttentionState(NamedTuple):
-    """Keys and values of the tokens so far; slots past `length_B` are scratch, the last one always."""
+    """Keys and values of the tokens so far; slots past `length_B`, and the last, are scratch."""
 
     key_BSHP: Tensor
     value_BSHP: Tensor
     length_B: Tensor
 
 
-class Attention(nn.Module):
+class Attention(Mixer):
     """[q | k | v] = W x + inject; rotate q and k; attend; project back.
 
     Args:
@@ -50,7 +51,12 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, config: AttentionConfig, width: int, *, weight_norm: bool = False, dropout: float = 0.0
+        self,
+        config: AttentionConfig,
+        width: int,
+        *,
+        weight_norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.config, self.width = config, width

@@ -3,9 +3,11 @@
 A stack is a mixer, and the F of an equilibrium. Read `equilibrium.py` next.
 """
 
+from typing import cast
+
 from torch import Tensor, nn
 
-from equilm.nn.mixer import State
+from equilm.nn.mixer import Mixer, State
 from equilm.nn.mlp import GatedMLP
 from equilm.nn.norm import RMSNorm
 
@@ -17,13 +19,16 @@ class Block(nn.Module):
         mixer: A `Mixer`.
         mlp: A gated MLP, or nothing.
         width: D.
+        norm_eps: Added to the mean square in the norms.
     """
 
-    def __init__(self, mixer: nn.Module, mlp: GatedMLP | None, width: int) -> None:
+    def __init__(
+        self, mixer: Mixer, mlp: GatedMLP | None, width: int, *, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
-        self.norm = RMSNorm(width)
+        self.norm = RMSNorm(width, eps=norm_eps)
         self.mixer = mixer
-        self.norm2 = RMSNorm(width) if mlp is not None else None
+        self.norm2 = RMSNorm(width, eps=norm_eps) if mlp is not None else None
         self.mlp = mlp
 
     def forward(
@@ -37,23 +42,29 @@ class Block(nn.Module):
         return r_BTD, state
 
 
-class Stack(nn.Module):
+class Stack(Mixer):
     """RMSNorm(Block_L(… Block_1(x))): a mixer made of mixers, and one evaluation of F.
 
     Args:
         blocks: At least one; all take the same injection.
         width: D.
+        norm_eps: Added to the mean square in the last norm.
     """
 
-    def __init__(self, blocks: list[Block], width: int) -> None:
+    def __init__(self, blocks: list[Block], width: int, *, norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.layers = nn.ModuleList(blocks)
-        self.norm_f = RMSNorm(width)
-        self.inject_width: int = blocks[0].mixer.inject_width
+        self.norm_f = RMSNorm(width, eps=norm_eps)
+        self.inject_width = blocks[0].mixer.inject_width
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks from first to last."""
+        return cast(list[Block], list(self.layers))
 
     def init_state(self, batch: int, capacity: int) -> State:
         """A tuple of the mixers' states."""
-        return tuple(block.mixer.init_state(batch, capacity) for block in self.layers)
+        return tuple(block.mixer.init_state(batch, capacity) for block in self.blocks)
 
     def forward(
         self,
@@ -66,7 +77,7 @@ class Stack(nn.Module):
         r_BTD = x_BTD.float() if x_BTD.dtype.itemsize < 4 else x_BTD
         states = state if state is not None else (None,) * len(self.layers)
         next_states = []
-        for block, block_state in zip(self.layers, states, strict=True):
+        for block, block_state in zip(self.blocks, states, strict=True):
             r_BTD, block_state = block(r_BTD, block_state, inject_BTE, valid_B)
             next_states.append(block_state)
         return self.norm_f(r_BTD), tuple(next_states)
@@ -74,7 +85,7 @@ class Stack(nn.Module):
     def flops_per_token(self, length: int) -> float:
         """The sum over mixers and MLPs."""
         total = 0.0
-        for block in self.layers:
+        for block in self.blocks:
             total += block.mixer.flops_per_token(length)
             total += block.mlp.flops_per_token() if block.mlp is not None else 0.0
         return total

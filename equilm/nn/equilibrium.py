@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equilm.nn.linear import Linear, prepared
-from equilm.nn.mixer import State
+from equilm.nn.mixer import Mixer, State
 from equilm.nn.norm import RMSNorm
 from equilm.solve.gradient import Gradient, Phantom
 from equilm.solve.iterate import Solution, Solve, iterate
@@ -27,7 +27,7 @@ class EquilibriumConfig:
     gradient: Gradient = field(default_factory=Phantom)
 
 
-class Equilibrium(nn.Module):
+class Equilibrium(Mixer):
     """z* = F(z*, u) with u = W · RMSNorm(x) + b, injected into every layer of F.
 
     While autograd records, the output is z* with `gradient` attached; otherwise it is F(z*), one
@@ -39,17 +39,24 @@ class Equilibrium(nn.Module):
         body: F, any mixer; its `inject_width` must be that of all its layers.
         width: D.
         weight_norm: Whether the injection carries weight norm.
+        norm_eps: Added to the mean square in the norm before the injection.
 
     Source: arXiv 2502.07827.
     """
 
     def __init__(
-        self, config: EquilibriumConfig, body: nn.Module, width: int, *, weight_norm: bool = True
+        self,
+        config: EquilibriumConfig,
+        body: Mixer,
+        width: int,
+        *,
+        weight_norm: bool = True,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         self.solve, self.gradient = config.solve, config.gradient
-        self.width, self.inject_width = width, int(body.inject_width)
-        self.injection_norm = RMSNorm(width)
+        self.width, self.inject_width = width, body.inject_width
+        self.injection_norm = RMSNorm(width, eps=norm_eps)
         self.injection = Linear(width, self.inject_width, bias=True, weight_norm=weight_norm)
         self.body = body
         self._observer: list[Solution] | None = None
@@ -86,7 +93,7 @@ class Equilibrium(nn.Module):
 
     def flops_per_token(self, length: int) -> float:
         """One evaluation of F; the injection is paid once and left out."""
-        return float(self.body.flops_per_token(length))
+        return self.body.flops_per_token(length)
 
     def _solve_at_once(
         self, u_BTE: Tensor, state: State, valid_B: Tensor | None

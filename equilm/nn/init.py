@@ -2,7 +2,7 @@
 
 | parameter                    | value                                                         |
 |------------------------------|---------------------------------------------------------------|
-| embedding                    | N(0, 0.02²)                                                   |
+| embedding, untied head       | N(0, 0.02²)                                                   |
 | projections, taps, injection | U(−1, 1) / sqrt(fan in); weight norm starts at g = ‖v‖         |
 | projections into the stream  | the same / sqrt(number of them), as in Mamba and GPT-2        |
 | biases                       | 0 (injection), U(−1, 1) / sqrt(W) (taps)                      |
@@ -42,8 +42,9 @@ def initialise(model: nn.Module, *, generator: torch.Generator) -> None:
             module.weight.fill_(1.0)
         elif isinstance(module, Mamba2):
             _init_mamba2(module, generator)
-    embedding = model.get_parameter("embedding")
-    embedding.copy_(0.02 * torch.randn(embedding.shape, generator=generator))
+    for name, table in model.named_parameters(recurse=False):
+        assert name in ("embedding", "head"), f"{name} is not in the table"
+        table.copy_(0.02 * torch.randn(table.shape, generator=generator))
 
 
 def _init_weight(module: Weight, scale: float, generator: torch.Generator) -> None:

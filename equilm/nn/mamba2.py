@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equilm.nn.linear import DepthwiseTaps, Linear, VariationalDropout
+from equilm.nn.mixer import Mixer
 from equilm.nn.norm import GatedRMSNorm
 from equilm.ops.conv import conv_silu
 from equilm.ops.scan import ssd
@@ -25,8 +26,10 @@ class Mamba2Config:
         expand: d_inner / D.
         head_width: P; H = expand · D / P.
         state_size: N.
-        groups: G, sets of input and output directions shared by H / G heads.
+        groups: G, sets of input and output directions shared by H / G heads, and parts of the
+            gated norm.
         conv_width: W, taps of the convolution.
+        norm_eps: Added to the mean square in the gated norm, > 0.
     """
 
     kind: Literal["mamba2"] = "mamba2"
@@ -35,6 +38,7 @@ class Mamba2Config:
     state_size: int = 128
     groups: int = 1
     conv_width: int = 4
+    norm_eps: float = 1e-5
 
 
 class Mamba2State(NamedTuple):
@@ -44,7 +48,7 @@ class Mamba2State(NamedTuple):
     scan_BHPN: Tensor
 
 
-class Mamba2(nn.Module):
+class Mamba2(Mixer):
     """[g | xBC | dt] = W_in x + inject; convolve, scan, gate, normalise, project back.
 
     Args:
@@ -82,7 +86,7 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads))
         self.D = nn.Parameter(torch.empty(self.heads))
-        self.norm = GatedRMSNorm(self.inner)
+        self.norm = GatedRMSNorm(self.inner, groups=config.groups, eps=config.norm_eps)
         self.out_proj = Linear(self.inner, width, weight_norm=weight_norm)
         self.dropout = VariationalDropout(dropout)
 

@@ -1,5 +1,7 @@
-"""What a mixer is, and its laws. Everything that maps tokens and a state to outputs and a state is
-one: Mamba2, attention, a whole stack, and the equilibrium of a stack.
+"""What a mixer is, and its laws.
+
+Everything that maps tokens and a state to outputs and a state is one: Mamba2, attention, a whole
+stack, and the equilibrium of a stack.
 
 The laws, which `tests/nn/test_laws.py` runs over every row of the table MIXERS:
 
@@ -13,9 +15,10 @@ The laws, which `tests/nn/test_laws.py` runs over every row of the table MIXERS:
 Read `mamba2.py` next.
 """
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 # A (named) tuple of tensors, batch first; recurrent parts in float32. Attention keeps preallocated
 # buffers whose slots past `length_B` are scratch: of several results from one state only the last
@@ -23,15 +26,17 @@ from torch import Tensor
 State = Any
 
 
-class Mixer(Protocol):
+class Mixer(nn.Module, ABC):
     """A causal map over tokens with a state."""
 
     inject_width: int  # E, the width of what is added inside the input projections
 
+    @abstractmethod
     def init_state(self, batch: int, capacity: int) -> State:
         """Return the state before the first token, for rows of at most `capacity` tokens."""
 
-    def __call__(
+    @abstractmethod
+    def forward(
         self,
         x_BTD: Tensor,
         state: State = None,
@@ -40,5 +45,6 @@ class Mixer(Protocol):
     ) -> tuple[Tensor, State]:
         """Return y_BTD and the state after the first `valid_B` (all, if `None`) of the T tokens."""
 
+    @abstractmethod
     def flops_per_token(self, length: int) -> float:
         """Return the multiply–add operations × 2 of one token at context `length`, forward."""

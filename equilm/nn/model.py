@@ -63,6 +63,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps: expected a number > 0, got {self.norm_eps}")
 
     @property
     def padded_vocab_size(self) -> int:
@@ -88,6 +90,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         shape = (config.padded_vocab_size, config.width)
+        assert config.vocab_size is not None
+        self.vocab_size = config.vocab_size
         self.embedding = nn.Parameter(torch.empty(shape))
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(shape))
         self.core = build_core(config)
@@ -121,8 +125,8 @@ class LanguageModel(nn.Module):
 
     def logits(self, z_BTD: Tensor) -> Tensor:
         """Return W_head z in float32 over the unpadded vocabulary."""
-        head_VD = self.embedding if self.head is None else self.head
-        head_VD = head_VD[: self.config.vocab_size]
+        table_VD = self.embedding if self.head is None else self.head
+        head_VD = table_VD[: self.vocab_size]
         return nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD).float()
 
     def _check(self, tokens_BT: Tensor, state: State) -> None:
@@ -131,8 +135,7 @@ class LanguageModel(nn.Module):
         low, high = int(tokens_BT.min()), int(tokens_BT.max())
         if low < 0 or high >= self.vocab_size:
             raise ValueError(
-                f"tokens: expected ids in [0, {self.vocab_size}), "
-                f"got {low if low < 0 else high}"
+                f"tokens: expected ids in [0, {self.vocab_size}), got {low if low < 0 else high}"
             )
         for part in state or ():
             if isinstance(part, AttentionState) and room(part) < tokens_BT.shape[1]:

@@ -19,8 +19,12 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(RMSNorm):
-    """RMSNorm(y · SiLU(gate)), in float32."""
+    """RMSNorm(y · SiLU(gate)) over each of `groups` equal parts, in float32."""
+
+    def __init__(self, width: int, *, groups: int = 1, eps: float = 1e-5) -> None:
+        super().__init__(width, eps=eps)
+        self.groups = groups
 
     def forward(self, y_BTD: Tensor, gate_BTD: Tensor) -> Tensor:  # type: ignore[override]
         """Return the normalised y_BTD."""
-        return gated_rms_norm(y_BTD, gate_BTD, self.weight, eps=self.eps)
+        return gated_rms_norm(y_BTD, gate_BTD, self.weight, groups=self.groups, eps=self.eps)

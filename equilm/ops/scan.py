@@ -38,9 +38,10 @@ def ssd(
 
     Source: Dao and Gu 2024, arXiv 2405.21060.
     """
-    if x_BTHP.shape[1] == 1:
-        return ssd_sequential(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN)
-    return ssd_chunked(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN)
+    scan = ssd_sequential if x_BTHP.shape[1] == 1 else ssd_chunked
+    # Autocast would compute the matrix products, and so the state, in half precision.
+    with torch.autocast(x_BTHP.device.type, enabled=False):
+        return scan(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN)
 
 
 def ssd_sequential(
@@ -83,44 +84,60 @@ def ssd_chunked(
 ) -> tuple[Tensor, Tensor]:
     """`ssd`, quadratic inside chunks of `chunk` tokens and recurrent between them."""
     x_BTHP, dt_BTH, b_BTGN, c_BTGN = _at_least_float32(x_BTHP, dt_BTH, b_BTGN, c_BTGN)
-    tokens = x_BTHP.shape[1]
-    chunk = min(chunk, tokens)
-    skipped_BTHP = x_BTHP * skip_H[:, None]
+    tokens, heads = x_BTHP.shape[1:3]
+    heads_per_group = heads // b_BTGN.shape[2]
     # K chunks of L tokens; the last one is filled up with dt = 0.
-    x_BKHLP = _split(x_BTHP, chunk).transpose(2, 3)
-    dt_BKHL = _split(dt_BTH, chunk).transpose(2, 3)
-    b_BKGLN = _split(b_BTGN, chunk).transpose(2, 3)
-    c_BKGLN = _split(c_BTGN, chunk).transpose(2, 3)
-    groups, heads = b_BKGLN.shape[2], x_BKHLP.shape[2]
-
-    def to_heads(tensor_BKG: Tensor) -> Tensor:
-        return tensor_BKG if groups == 1 else tensor_BKG.repeat_interleave(heads // groups, dim=2)
-
-    # Differences of a running sum lose digits in float32 once some decay is strong.
-    log_decay_BKHL = torch.cumsum((dt_BKHL * a_H[:, None]).double(), dim=-1)
-    between_BKHLL = (log_decay_BKHL[..., :, None] - log_decay_BKHL[..., None, :]).to(dt_BKHL.dtype)
-    future_LL = torch.ones(chunk, chunk, dtype=torch.bool, device=x_BTHP.device).triu(1)
-    decay_BKHLL = torch.exp(between_BKHLL.masked_fill(future_LL, -torch.inf))
+    x_BKHLP, dt_BKHL, b_BKGLN, c_BKGLN = (
+        _split(tensor_BT, min(chunk, tokens)).transpose(2, 3)
+        for tensor_BT in (x_BTHP, dt_BTH, b_BTGN, c_BTGN)
+    )
+    decay_BKHLL, since_start_BKHL = _decays(dt_BKHL * a_H[:, None])
     inputs_BKHLP = x_BKHLP * dt_BKHL[..., None]
-    scores_BKHLL = to_heads(c_BKGLN @ b_BKGLN.mT) * decay_BKHLL
+    scores_BKHLL = _to_heads(c_BKGLN @ b_BKGLN.mT, heads_per_group) * decay_BKHLL
     y_BKHLP = scores_BKHLL @ inputs_BKHLP
 
-    to_end_BKHL = decay_BKHLL[..., -1, :]
-    added_BKHPN = (inputs_BKHLP * to_end_BKHL[..., None]).mT @ to_heads(b_BKGLN)
-    since_start_BKHL = torch.exp(log_decay_BKHL.to(dt_BKHL.dtype))
-    whole_BKH11 = since_start_BKHL[..., -1, None, None]
-    carried_KBHPN = []
-    for k in range(x_BKHLP.shape[1]):
-        carried_KBHPN.append(state_BHPN)
-        decayed = 0 if state_BHPN is None else state_BHPN * whole_BKH11[:, k]
-        state_BHPN = added_BKHPN[:, k] + decayed
-    assert state_BHPN is not None
-    first = carried_KBHPN[0] if carried_KBHPN[0] is not None else torch.zeros_like(state_BHPN)
-    if carried_KBHPN[0] is not None or len(carried_KBHPN) > 1:
-        carried_BKHPN = torch.stack([first, *carried_KBHPN[1:]], dim=1)
-        y_BKHLP = y_BKHLP + (to_heads(c_BKGLN) @ carried_BKHPN.mT) * since_start_BKHL[..., None]
+    to_end_BKHL1 = decay_BKHLL[..., -1, :, None]
+    added_BKHPN = (inputs_BKHLP * to_end_BKHL1).mT @ _to_heads(b_BKGLN, heads_per_group)
+    if state_BHPN is None and added_BKHPN.shape[1] == 1:
+        state_BHPN = added_BKHPN[:, 0]
+    else:
+        before_BKHPN, state_BHPN = _carry(added_BKHPN, since_start_BKHL[..., -1], state_BHPN)
+        read_BKHLP = _to_heads(c_BKGLN, heads_per_group) @ before_BKHPN.mT
+        y_BKHLP = y_BKHLP + read_BKHLP * since_start_BKHL[..., None]
     y_BTHP = y_BKHLP.transpose(2, 3).flatten(1, 2)[:, :tokens]
-    return y_BTHP + skipped_BTHP, state_BHPN
+    return y_BTHP + x_BTHP * skip_H[:, None], state_BHPN
+
+
+def _decays(log_decay_BKHL: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left at token i of token j's input, and of the state before the chunk."""
+    # Differences of a running sum lose digits in float32 once some decay is strong.
+    total_BKHL = torch.cumsum(log_decay_BKHL.double(), dim=-1)
+    between_BKHLL = (total_BKHL[..., :, None] - total_BKHL[..., None, :]).to(log_decay_BKHL.dtype)
+    length, device = log_decay_BKHL.shape[-1], log_decay_BKHL.device
+    future_LL = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+    decay_BKHLL = torch.exp(between_BKHLL.masked_fill(future_LL, -torch.inf))
+    return decay_BKHLL, torch.exp(total_BKHL.to(log_decay_BKHL.dtype))
+
+
+def _carry(
+    added_BKHPN: Tensor, decay_BKH: Tensor, state_BHPN: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The states before each chunk, and the one after the last."""
+    if state_BHPN is None:
+        state_BHPN = torch.zeros_like(added_BKHPN[:, 0])
+    before_KBHPN = []
+    for k in range(added_BKHPN.shape[1]):
+        before_KBHPN.append(state_BHPN)
+        decayed_BHPN = state_BHPN * decay_BKH[:, k, :, None, None]
+        state_BHPN = added_BKHPN[:, k] + decayed_BHPN
+    return torch.stack(before_KBHPN, dim=1), state_BHPN
+
+
+def _to_heads(tensor_BKG: Tensor, heads_per_group: int) -> Tensor:
+    """Repeat each group for its heads; one group is left to broadcasting."""
+    if tensor_BKG.shape[2] == 1:
+        return tensor_BKG
+    return tensor_BKG.repeat_interleave(heads_per_group, dim=2)
 
 
 def _at_least_float32(*tensors: Tensor) -> list[Tensor]:

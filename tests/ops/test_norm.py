@@ -1,0 +1,54 @@
+import pytest
+import torch
+from torch import Tensor
+
+from equilm.ops.norm import gated_rms_norm, rms_norm
+from tests.tolerance import assert_close
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def formula(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    x_BTD = x_BTD.double()
+    return x_BTD / (x_BTD.square().mean(-1, keepdim=True) + eps).sqrt() * weight_D.double()
+
+
+def silu(x_BTD: Tensor) -> Tensor:
+    return x_BTD.double() / (1 + torch.exp(-x_BTD.double()))
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_is_its_formula(dtype: torch.dtype, eps: float) -> None:
+    x_BTD, weight_D = torch.randn(2, 3, 8, dtype=dtype), torch.randn(8, dtype=torch.float64)
+    y_BTD = rms_norm(x_BTD, weight_D, eps=eps)
+    assert y_BTD.dtype == torch.promote_types(dtype, torch.float32)
+    assert_close("norm", y_BTD, formula(x_BTD, weight_D, eps))
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_rms_norm_is_its_formula(dtype: torch.dtype, eps: float) -> None:
+    y_BTD, gate_BTD = torch.randn(2, 3, 8, dtype=dtype), torch.randn(2, 3, 8, dtype=dtype)
+    weight_D = torch.randn(8, dtype=torch.float64)
+    got_BTD = gated_rms_norm(y_BTD, gate_BTD, weight_D, eps=eps)
+    assert got_BTD.dtype == torch.promote_types(dtype, torch.float32)
+    assert_close("norm", got_BTD, formula(y_BTD.double() * silu(gate_BTD), weight_D, eps))
+
+
+def test_large_numbers_in_half_precision_do_not_overflow() -> None:
+    x_BTD = torch.full((1, 1, 4), 3e4, dtype=torch.float16)
+    assert_close("norm", rms_norm(x_BTD, torch.ones(4)), torch.ones(1, 1, 4))
+
+
+def test_zero_stays_zero() -> None:
+    assert torch.equal(rms_norm(torch.zeros(1, 1, 4), torch.ones(4)), torch.zeros(1, 1, 4))
+
+
+def test_gradcheck() -> None:
+    x_BTD, gate_BTD, weight_D = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in [(2, 3, 4), (2, 3, 4), (4,)]
+    )
+    assert torch.autograd.gradcheck(rms_norm, (x_BTD, weight_D))
+    assert torch.autograd.gradcheck(gated_rms_norm, (x_BTD, gate_BTD, weight_D))

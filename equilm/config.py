@@ -97,12 +97,12 @@ def encode(value: object) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def load(cls: type[T], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> T:
+def load(cls: type[T], path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> T:
     """Read a file, apply the overrides in order, decode.
 
     Args:
         cls: the settings class, as for `decode`.
-        path: a .toml or .json file.
+        path: a .toml or .json file; None stands for an empty one.
         overrides: "a.b.c=value" or "phases.1.steps=value". The value is read as TOML; `none` and
             `null` are None, and what is not TOML is a string.
 
@@ -112,11 +112,12 @@ def load(cls: type[T], path: str | os.PathLike[str], overrides: Sequence[str] = 
     Raises:
         ConfigError: as `decode`; also a missing or broken file, an override with no place to go.
     """
-    data = _read(Path(path))
+    data = {} if path is None else _read(Path(path))
     defaults = {field.name: encode(_default(field)) for field in _keys(cls)}
     for override in overrides:
         _apply(data, override, defaults)
-    return decode(cls, data, where=f"{path} + overrides" if overrides else str(path))
+    sources = ([str(path)] if path is not None else []) + (["overrides"] if overrides else [])
+    return decode(cls, data, where=" + ".join(sources) or "defaults")
 
 
 def save(instance: object, path: str | os.PathLike[str]) -> None:

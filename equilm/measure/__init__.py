@@ -1,0 +1,1 @@
+"""Measurements of models as Records: accuracy, self-checks, Jacobians, speed."""

@@ -1,0 +1,1 @@
+"""Training on one device: recipes, schedules, checkpoints, the loop."""

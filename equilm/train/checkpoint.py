@@ -1,0 +1,114 @@
+"""Checkpoints of a run: model folders with the optimizer and the position beside the weights.
+
+    run/recipe.json
+    run/metrics.jsonl
+    run/checkpoints/step-00000650/{config.json, model.safetensors, optimizer.safetensors, training.json}
+
+Written whole or not at all and never unpickled: `equilm/nn/folder.py`. Read `trainer.py` next.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from equilm.nn.folder import (
+    CheckpointError,
+    complete_checkpoints,
+    load_weights,
+    read_extra,
+    save_model,
+)
+from equilm.nn.model import LanguageModel
+from equilm.train.schedule import Place
+
+OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands. Data and dropout follow from the step, so they need no more."""
+
+    step: int  # optimizer steps taken
+    place: Place  # in the curriculum
+    seconds: float  # of training
+
+
+def save_checkpoint(
+    run: Path,
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    *,
+    keep: int,
+) -> Path:
+    """Write a checkpoint, whole or not at all, and then delete all but the newest `keep`.
+
+    Raises:
+        CheckpointError: If it could not be written; names the last good one.
+    """
+    folder = run / "checkpoints" / f"step-{position.step:08d}"
+    moments = {
+        f"{name}/{key}": optimizer.state[parameter][key].cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key in ADAM
+    }
+    extra = {
+        OPTIMIZER: safetensors.torch.save(moments),
+        TRAINING: (json.dumps(asdict(position), indent=2) + "\n").encode(),
+    }
+    try:
+        save_model(model, folder, extra=extra)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: could not be written ({error}); {_last_good(run)}"
+        ) from None
+    for old in complete_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def load_checkpoint(
+    folder: Path, model: LanguageModel, optimizer: torch.optim.Optimizer
+) -> Position:
+    """Fill model and optimizer from a checkpoint and return where the run stood.
+
+    Raises:
+        CheckpointError: If a file is missing, broken or does not fit.
+    """
+    load_weights(model, folder)
+    try:
+        training = json.loads(read_extra(folder, TRAINING))
+        moments = safetensors.torch.load(read_extra(folder, OPTIMIZER))
+        for name, parameter in model.named_parameters():
+            # The step count stays on the host, as a fresh optimizer keeps it.
+            optimizer.state[parameter] = {
+                key: moments[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device)
+                for key in ADAM
+            }
+        return Position(
+            step=training["step"], place=Place(*training["place"]), seconds=training["seconds"]
+        )
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: no training checkpoint of this run ({error})") from None
+
+
+def step_of(folder: Path) -> int | None:
+    """Return the step that a checkpoint's name tells, if it has such a name."""
+    number = folder.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else None
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """Return the newest whole checkpoint of a run."""
+    return next(reversed(complete_checkpoints(run)), None)
+
+
+def _last_good(run: Path) -> str:
+    newest = newest_checkpoint(run)
+    return f"the last good one is {newest}" if newest else "there is no earlier one"

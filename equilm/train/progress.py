@@ -1,0 +1,55 @@
+"""What a person sees while a run trains: one live line, and plain lines where there is no terminal."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from equilm.train.metrics import StepReport
+
+SMOOTHING = 0.9  # of what is shown, never of what is recorded
+
+
+def show(reports: Iterable[StepReport], *, name: str, num_steps: int, console: Console) -> None:
+    """Run through the reports of a training and show them as they come.
+
+    Args:
+        reports: From `Trainer.run()`.
+        name: Of the run.
+        num_steps: Steps in all.
+        console: Where to; without a terminal ten plain lines are printed instead.
+    """
+    if not console.is_terminal:
+        _show_plain(reports, name, num_steps, console)
+        return
+    columns = [
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}  {task.fields[numbers]}  left"),
+        TimeRemainingColumn(compact=True),
+    ]
+    with Progress(*columns, console=console) as progress:
+        line = progress.add_task(name, total=num_steps, numbers="")
+        speed = 0.0
+        for report in reports:
+            weight = SMOOTHING if speed else 0.0
+            speed = weight * speed + (1 - weight) * report.tokens_per_second
+            progress.update(line, completed=report.step, numbers=_numbers(report, speed))
+
+
+def _show_plain(
+    reports: Iterable[StepReport], name: str, num_steps: int, console: Console
+) -> None:
+    every = max(1, num_steps // 10)
+    for report in reports:
+        if report.step % every == 0 or report.step == num_steps:
+            left = report.seconds / report.step * (num_steps - report.step)
+            numbers = _numbers(report, report.tokens_per_second)
+            console.print(f"{name} {report.step}/{num_steps}  {numbers}  left {left:.0f} s")
+
+
+def _numbers(report: StepReport, tokens_per_second: float) -> str:
+    return (
+        f"loss {report.loss:.4f}  accuracy {report.accuracy:6.1%}  length {report.length}  "
+        f"sweeps {report.sweeps:.0f}  {tokens_per_second:,.0f} tokens/s"
+    )

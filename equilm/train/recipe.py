@@ -1,0 +1,93 @@
+"""A recipe: everything that decides a training run, read strictly from TOML. Read `trainer.py` next."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from equilm.nn.model import ModelConfig
+from equilm.nn.presets import preset
+from equilm.tasks import TaskConfig, Task, WordProblemConfig
+from equilm.train.optim import OptimConfig
+from equilm.train.schedule import Curriculum, FixedLengths, Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A training run; the defaults are the published state-tracking run, shortened by nothing.
+
+    Args:
+        model: A preset's name, or a table.
+        task: What to learn.
+        seed: Of the initial values, the data and the dropout.
+        steps: Optimizer steps.
+        batch_size: Sequences a step.
+        curriculum: Lengths of the training sequences.
+        phases: Depth of the solve during the run; none keeps the model's own.
+        optim: Optimizer and rate.
+        precision: Compute type on a GPU; a CPU always computes in float32.
+        device: `auto` takes a GPU if there is one.
+        log_every: Steps between two lines of `metrics.jsonl`.
+        checkpoint_every: Steps between two checkpoints; the last step always makes one.
+        keep_checkpoints: How many of the newest stay.
+
+    Source: arXiv 2502.07827, state tracking: 8.39M sequences of 256 tokens in batches of 512, the
+    first 4,005 steps unrolled to depth 4, then (32+4).
+    """
+
+    model: str | ModelConfig = "state-tracking"
+    task: TaskConfig = field(default_factory=lambda: WordProblemConfig(group="A5"))
+    seed: int = 0
+    steps: int = 16_384
+    batch_size: int = 512
+    curriculum: Curriculum = field(default_factory=FixedLengths)
+    phases: tuple[Phase, ...] = (
+        Phase(max_steps=0, phantom_steps=4),
+        Phase(share=4005 / 16_384, max_steps=32, phantom_steps=4),
+    )
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    precision: Literal["bf16", "float32"] = "bf16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_every: int = 10
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        if isinstance(self.model, str):
+            try:
+                preset(self.model)
+            except ValueError as error:
+                raise ValueError(f"model: {error}") from None
+
+    def model_for(self, task: Task) -> ModelConfig:
+        """Return the model's configuration with the vocabulary of `task`.
+
+        Raises:
+            ValueError: If the model names a smaller vocabulary itself.
+        """
+        if isinstance(self.model, str):
+            return replace(preset(self.model), vocab_size=task.vocab_size)
+        if self.model.vocab_size is None:
+            return replace(self.model, vocab_size=task.vocab_size)
+        if self.model.vocab_size < task.vocab_size:
+            raise ValueError(
+                f"model.vocab_size: expected at least {task.vocab_size}, as the task needs, "
+                f"got {self.model.vocab_size}"
+            )
+        return self.model
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is the GPU if there is one.
+
+    Raises:
+        ValueError: For `cuda` without a GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected cpu on this machine, got cuda")
+    return torch.device(name)

@@ -1,0 +1,174 @@
+"""What changes during a run, as pure functions: learning rate, depth of the solve, length.
+
+Nothing here holds a position; the trainer asks with the step, and the curriculum's two counters
+are saved with every checkpoint. Read `trainer.py` next.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import math
+
+from equilm.nn.equilibrium import EquilibriumConfig
+from equilm.solve.gradient import Phantom
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateSchedule:
+    """The learning rate as a multiple of its peak.
+
+    Args:
+        shape: After a linear warm-up, `linear` falls to `final` at the last step, `cosine` does so
+            on half a cosine, `stable` stays at 1 and falls as 1 − sqrt over the last `cooldown`.
+        warmup: Share of the steps, in [0, 1).
+        cooldown: Share of the steps, in [0, 1]; read by `stable` alone.
+        final: Multiple of the peak at the end, in [0, 1].
+
+    Source: arXiv 2502.07827 (linear for state tracking, the others for language); the cooldown is
+    Hägele et al. 2024, arXiv 2405.18392.
+    """
+
+    shape: Literal["linear", "cosine", "stable"] = "linear"
+    warmup: float = 0.1
+    cooldown: float = 0.2
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "cooldown", "final"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share in [0, 1], got {getattr(self, name)}")
+        if self.warmup == 1:
+            raise ValueError("warmup: expected a share below 1, got 1")
+
+    def at(self, step: int, num_steps: int) -> float:
+        """Return the multiple for optimizer step `step` (from 0) of `num_steps`."""
+        warmup_steps = self.warmup * num_steps
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        if self.shape == "stable":
+            left = (num_steps - step) / max(1.0, self.cooldown * num_steps)
+            return 1.0 if left >= 1 else self.final + (1 - self.final) * (1 - math.sqrt(1 - left))
+        done = (step - warmup_steps) / max(1.0, num_steps - warmup_steps)
+        fall = 1 - done if self.shape == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.final + (1 - self.final) * fall
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """From when on, how deep: (max_steps + phantom_steps).
+
+    Args:
+        share: The phase begins at this share of the run …
+        length: … and at this training length in tokens, whichever is later.
+        max_steps: Sweeps without gradient; 0 unrolls the phantom steps alone.
+        steps_per_token: Caps the sweeps at this × length + 2, since information travels less than
+            one token a sweep; `None` does not.
+        phantom_steps: Differentiable steps after them.
+    """
+
+    share: float = 0.0
+    length: int = 0
+    max_steps: int = 24
+    steps_per_token: float | None = None
+    phantom_steps: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError(f"share: expected a number in [0, 1), got {self.share}")
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps: expected an integer >= 0, got {self.max_steps}")
+        if self.phantom_steps < 1:
+            raise ValueError(f"phantom_steps: expected an integer >= 1, got {self.phantom_steps}")
+
+
+def at_phase(
+    config: EquilibriumConfig, phases: tuple[Phase, ...], *, share: float, length: int
+) -> EquilibriumConfig:
+    """Return `config` with the depth of the last phase that has begun; unchanged if none has."""
+    begun = [phase for phase in phases if share >= phase.share and length >= phase.length]
+    if not begun:
+        return config
+    phase = begun[-1]
+    max_steps = phase.max_steps
+    if phase.steps_per_token is not None:
+        max_steps = min(max_steps, int(phase.steps_per_token * length + 2))
+    gradient = config.gradient
+    if isinstance(gradient, Phantom):
+        gradient = replace(gradient, steps=phase.phantom_steps)
+    return EquilibriumConfig(solve=replace(config.solve, max_steps=max_steps), gradient=gradient)
+
+
+class Place(NamedTuple):
+    """Where a curriculum stands: which length, and for how many steps already."""
+
+    index: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedLengths:
+    """Lengths by share of the run; one length is the ordinary case.
+
+    Args:
+        lengths: In tokens, at least one.
+        shares: Where each begins, rising from 0.
+    """
+
+    kind: Literal["fixed"] = "fixed"
+    lengths: tuple[int, ...] = (256,)
+    shares: tuple[float, ...] = (0.0,)
+
+    def __post_init__(self) -> None:
+        _check_lengths(self.lengths)
+        if len(self.shares) != len(self.lengths) or self.shares[0] != 0:
+            raise ValueError(
+                f"shares: expected {len(self.lengths)} numbers, the first 0, got {self.shares}"
+            )
+        if list(self.shares) != sorted(self.shares):
+            raise ValueError(f"shares: expected rising numbers, got {self.shares}")
+
+    def advance(self, place: Place, *, accuracy: float, share: float) -> Place:
+        """Return the place for the next step, which begins at `share` of the run."""
+        index = sum(begins <= share for begins in self.shares) - 1
+        return Place(index, place.steps + 1 if index == place.index else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveLengths:
+    """The next length when the accuracy of a batch passes a mark.
+
+    A fixed schedule grows faster than a hard group is learnt; this one waits.
+
+    Args:
+        lengths: In tokens, at least one.
+        accuracy: The mark, in (0, 1].
+        min_steps: Steps at a length before it may be left, ≥ 1.
+    """
+
+    kind: Literal["adaptive"] = "adaptive"
+    lengths: tuple[int, ...] = (2, 3, 4, 6, 8, 11, 15, 20)
+    accuracy: float = 0.98
+    min_steps: int = 30
+
+    def __post_init__(self) -> None:
+        _check_lengths(self.lengths)
+        if not 0 < self.accuracy <= 1:
+            raise ValueError(f"accuracy: expected a share in (0, 1], got {self.accuracy}")
+        if self.min_steps < 1:
+            raise ValueError(f"min_steps: expected an integer >= 1, got {self.min_steps}")
+
+    def advance(self, place: Place, *, accuracy: float, share: float) -> Place:
+        """Return the place for the next step, after one that reached `accuracy`."""
+        steps = place.steps + 1
+        last = place.index == len(self.lengths) - 1
+        if last or steps < self.min_steps or accuracy < self.accuracy:
+            return Place(place.index, steps)
+        return Place(place.index + 1, 0)
+
+
+Curriculum = FixedLengths | AdaptiveLengths
+
+
+def _check_lengths(lengths: tuple[int, ...]) -> None:
+    if not lengths or min(lengths) < 1:
+        raise ValueError(f"lengths: expected one or more integers >= 1, got {lengths}")

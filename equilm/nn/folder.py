@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def load_model(
         device: Where to put the parameters; `None` means the CPU.
 
     Returns:
-        The model, in training mode like a new one.
+        The model in evaluation mode; `.train()` turns its dropout on.
 
     Raises:
         CheckpointError: For a folder or file that is missing, truncated, tampered with, of another
@@ -86,7 +86,7 @@ def load_model(
     """
     config, tensors = _read(Path(folder))
     model = assemble(config, tensors, where=str(Path(folder, WEIGHTS)))
-    return model if device is None else model.to(device)
+    return model.eval().to(device=device)
 
 
 def load_weights(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
@@ -97,7 +97,7 @@ def load_weights(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
             then is as it was.
     """
     _, tensors = _read(Path(folder))
-    _check_fit(model, tensors, where=str(Path(folder, WEIGHTS)))
+    _check_fit(model.state_dict(), tensors, where=str(Path(folder, WEIGHTS)))
     model.load_state_dict(tensors)
 
 
@@ -122,13 +122,20 @@ def complete_checkpoints(run: str | os.PathLike[str]) -> list[Path]:
     return [steps[number] for number in sorted(steps)]
 
 
-def assemble(config: ModelConfig, tensors: Mapping[str, Tensor], *, where: str) -> LanguageModel:
+def assemble(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    where: str,
+    source_name: Callable[[str], str] = str,
+) -> LanguageModel:
     """Build the model of `config` around given parameters, without drawing or copying any.
 
     Args:
         config: Sizes.
-        tensors: Every parameter by its name in the model, and nothing else.
+        tensors: Every parameter by its name at its source, and nothing else.
         where: Where they came from, the start of an error's line.
+        source_name: The name at the source of a parameter of the model; one and the same, if left.
 
     Raises:
         CheckpointError: Names what is missing, unexpected, mis-shaped or no floating-point tensor.
@@ -138,8 +145,10 @@ def assemble(config: ModelConfig, tensors: Mapping[str, Tensor], *, where: str) 
             model = LanguageModel(config)
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from None
-    _check_fit(model, tensors, where=where)
-    model.load_state_dict(dict(tensors), assign=True)
+    names = {name: source_name(name) for name in model.state_dict()}
+    expected = {names[name]: leaf for name, leaf in model.state_dict().items()}
+    _check_fit(expected, tensors, where=where)
+    model.load_state_dict({name: tensors[names[name]] for name in names}, assign=True)
     return model
 
 
@@ -213,8 +222,9 @@ def _verify(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _check_fit(model: LanguageModel, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    expected = model.state_dict()
+def _check_fit(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *, where: str
+) -> None:
     missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     problems = [
         f"{problem} {_listed(sorted(names))}"

@@ -119,9 +119,12 @@ class LanguageModel(nn.Module):
             ValueError: For an empty sequence, a token out of range, a state without room.
         """
         self._check(tokens_BT, state)
-        x_BTD = nn.functional.embedding(tokens_BT, self.embedding)
-        z_BTD, state = self.core(x_BTD, state, None, valid_B)
+        z_BTD, state = self.core(self.embed(tokens_BT), state, None, valid_B)
         return self.logits(z_BTD), state
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Return the embedding x_BTD of the tokens."""
+        return nn.functional.embedding(tokens_BT, self.embedding)
 
     def logits(self, z_BTD: Tensor) -> Tensor:
         """Return W_head z in float32 over the unpadded vocabulary."""

@@ -55,15 +55,17 @@ class RateSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """From when on, how deep: (max_steps + phantom_steps).
+    """From when on, how deep: (max_steps + phantom_steps), over how many tokens at once.
 
     Args:
         share: The phase begins at this share of the run …
         length: … and at this training length in tokens, whichever is later.
         max_steps: Sweeps without gradient; 0 unrolls the phantom steps alone.
-        steps_per_token: Caps the sweeps at this × length + 2, since information travels less than
-            one token a sweep; `None` does not.
+        steps_per_token: Caps the sweeps at this × (tokens solved at once) + 2, since information
+            travels less than one token a sweep; `None` does not.
         phantom_steps: Differentiable steps after them.
+        window: Tokens solved at once, with gradients passed on through the state between windows;
+            `None` solves the whole sequence at once.
     """
 
     share: float = 0.0
@@ -71,6 +73,7 @@ class Phase:
     max_steps: int = 24
     steps_per_token: float | None = None
     phantom_steps: int = 4
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
@@ -79,6 +82,8 @@ class Phase:
             raise ValueError(f"max_steps: expected an integer >= 0, got {self.max_steps}")
         if self.phantom_steps < 1:
             raise ValueError(f"phantom_steps: expected an integer >= 1, got {self.phantom_steps}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window: expected an integer >= 1, got {self.window}")
 
 
 def at_phase(
@@ -91,11 +96,13 @@ def at_phase(
     phase = begun[-1]
     max_steps = phase.max_steps
     if phase.steps_per_token is not None:
-        max_steps = min(max_steps, int(phase.steps_per_token * length + 2))
+        at_once = min(length, phase.window or length)
+        max_steps = min(max_steps, int(phase.steps_per_token * at_once + 2))
     gradient = config.gradient
     if isinstance(gradient, Phantom):
         gradient = replace(gradient, steps=phase.phantom_steps)
-    return EquilibriumConfig(solve=replace(config.solve, max_steps=max_steps), gradient=gradient)
+    solve = replace(config.solve, max_steps=max_steps, window=phase.window)
+    return EquilibriumConfig(solve=solve, gradient=gradient)
 
 
 class Place(NamedTuple):

@@ -58,7 +58,8 @@ class Anderson:
     def step(self, z: Tensor, fz: Tensor, memory: AndersonMemory) -> tuple[Tensor, AndersonMemory]:
         """Return the accelerated iterate; unused history slots are zero and drop out of γ."""
         g = fz.to(z.dtype) - z
-        grew = g.norm(dim=-1) > self.growth * memory.last_g.norm(dim=-1)
+        # "Not at most", so that a history that is not finite is forgotten as well.
+        grew = ~(g.norm(dim=-1) <= self.growth * memory.last_g.norm(dim=-1))
         age = torch.where(grew & (memory.age > 0), 0, memory.age)
         kept = (age > 0)[..., None, None]
         slot = ((age - 1) % self.depth)[..., None, None].expand(*z.shape[:-1], 1, z.shape[-1])

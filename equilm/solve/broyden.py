@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class BroydenMemory(NamedTuple):
-    """Factors of the inverse Jacobian of g: H = −damping·I + Σ u_i v_iᵀ, and the last step."""
+    """Factors of the inverse Jacobian of g: H = −damping·I + Σ u_i v_iᵀ, and the last point."""
 
     u: Tensor  # (..., depth, N)
     v: Tensor  # (..., depth, N)
+    last_z: Tensor  # (..., N)
     last_g: Tensor  # (..., N)
-    last_step: Tensor  # (..., N)
     age: Tensor  # (...), int64: steps since the last restart
 
 
@@ -54,24 +54,26 @@ class Broyden:
     def step(self, z: Tensor, fz: Tensor, memory: BroydenMemory) -> tuple[Tensor, BroydenMemory]:
         """Return the quasi-Newton iterate."""
         g = fz.to(z.dtype) - z
-        grew = g.norm(dim=-1) > self.growth * memory.last_g.norm(dim=-1)
+        # "Not at most", so that a history that is not finite is forgotten as well.
+        grew = ~(g.norm(dim=-1) <= self.growth * memory.last_g.norm(dim=-1))
         restart = (memory.age > 0) & (grew | (memory.age > self.depth))
         age = torch.where(restart, 0, memory.age)
         kept = (age > 0)[..., None, None]
         u, v = torch.where(kept, memory.u, 0), torch.where(kept, memory.v, 0)
+        # The step that was taken, which need not be the one that was proposed.
+        delta_z = torch.where(age[..., None] > 0, z - memory.last_z, 0)
         delta_g = torch.where(age[..., None] > 0, g - memory.last_g, 0)
         # H⁺ = H + (s − H y) sᵀH / (sᵀH y)
         h_y = self._apply(u, v, delta_g)
-        s_h = self._apply(v, u, memory.last_step)
+        s_h = self._apply(v, u, delta_z)
         bottom = (s_h * delta_g).sum(-1, keepdim=True)
         usable = bottom.abs() > torch.finfo(z.dtype).tiny
-        new_u = torch.where(usable, (memory.last_step - h_y) / torch.where(usable, bottom, 1), 0)
+        new_u = torch.where(usable, (delta_z - h_y) / torch.where(usable, bottom, 1), 0)
         slot = (age - 1).clamp(min=0)[..., None, None].expand(*z.shape[:-1], 1, z.shape[-1])
         first = (age == 0)[..., None]
         u = u.scatter(-2, slot, torch.where(first, 0, new_u)[..., None, :])
         v = v.scatter(-2, slot, torch.where(first, 0, s_h)[..., None, :])
-        step = -self._apply(u, v, g)
-        return z + step, BroydenMemory(u, v, g, step, age + 1)
+        return z - self._apply(u, v, g), BroydenMemory(u, v, z, g, age + 1)
 
     def _apply(self, u: Tensor, v: Tensor, x: Tensor) -> Tensor:
         return -self.damping * x + (u.mT @ (v @ x[..., None]))[..., 0]

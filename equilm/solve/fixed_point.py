@@ -36,7 +36,7 @@ def fixed_point(
 
     Args:
         function: Maps a tensor (B, …), or a tuple of such tensors, to the same shapes. Rows must
-            not depend on each other.
+            not depend on each other, dimension 0 is the batch.
         z0: The starting point.
         solve: Step rule, tolerance and limits; by default Anderson to 1e-5 in at most 100 steps.
         gradient: `Implicit()` (the default) or `Phantom(…)`; used while autograd records.
@@ -45,14 +45,16 @@ def fixed_point(
         A `FixedPoint`; rows that did not converge say so in `status`.
 
     Raises:
-        ValueError: If `function` changes the shape of its argument.
+        ValueError: If `z0` has no batch, or `function` changes the shape of its argument.
     """
     solve = solve or Implicit().solve
-    shapes = [leaf.shape for leaf in tree.leaves(z0)]
+    shapes = [tuple(leaf.shape) for leaf in tree.leaves(z0)]
+    if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(f"z0: expected shapes (batch, …) of the same batch, got {shapes}")
 
     def transition(flat: Tensor) -> tuple[Tensor, None]:
         out = function(_unflatten(flat, z0))
-        got = [leaf.shape for leaf in tree.leaves(out)]
+        got = [tuple(leaf.shape) for leaf in tree.leaves(out)]
         if got != shapes:
             raise ValueError(f"function: expected shapes {shapes} as in z0, got {got}")
         return _flatten(out), None
@@ -65,11 +67,15 @@ def fixed_point(
     return FixedPoint(_unflatten(value, z0), found.status, found.steps, found.residual)
 
 
+def _size(leaf: Tensor) -> int:
+    return leaf.shape[1:].numel()
+
+
 def _flatten(values: tree.Tree) -> Tensor:
-    return torch.cat([leaf.flatten(1) for leaf in tree.leaves(values)], dim=1)
+    return torch.cat([leaf.reshape(len(leaf), _size(leaf)) for leaf in tree.leaves(values)], dim=1)
 
 
 def _unflatten(flat: Tensor, like: tree.Tree) -> tree.Tree:
-    sizes = [leaf[0].numel() for leaf in tree.leaves(like)]
+    sizes = [_size(leaf) for leaf in tree.leaves(like)]
     pieces = iter(flat.split(sizes, dim=1))
     return tree.map_(lambda leaf: next(pieces).view_as(leaf), like)

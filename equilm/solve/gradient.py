@@ -86,7 +86,9 @@ class Implicit:
         rows = cotangent.shape[0] if cotangent.ndim > 1 else 1
 
         def adjoint(w: Tensor) -> tuple[Tensor, None]:
-            (product,) = torch.autograd.grad(fz, z_in, w.view_as(fz), retain_graph=True)
+            (product,) = torch.autograd.grad(
+                fz, z_in, w.view_as(fz), retain_graph=True, materialize_grads=True
+            )
             return (cotangent + product).reshape(rows, -1), None
 
         found = iterate(adjoint, cotangent.reshape(rows, -1), self.solve)

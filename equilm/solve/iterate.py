@@ -35,7 +35,7 @@ class Status(IntEnum):
 class CycleRule:
     """Give up on an unknown whose residual has stopped falling.
 
-    When the best residual has not fallen below `factor` times itself for `patience` evaluations,
+    When the residual has not fallen below `factor` times what it was `patience` evaluations ago,
     the unknown's steps are halved; after `halvings` of these it is `CYCLING` and keeps its best
     iterate. 0.9 and 8 let a map with spectral radius 0.98 pass.
     """
@@ -63,7 +63,7 @@ class Solve:
         window: Length of chain solved at once; `None` solves the whole chain at once. Read by
             `window.py`'s caller, not by `iterate`.
         check_every: Sweeps between two reads of the state of convergence by the host, ≥ 1. The
-            answer does not depend on it.
+            answer of `iterate` does not depend on it, that of `slide` only within the tolerance.
         cycle: When to give up early; `None` never does.
     """
 
@@ -96,7 +96,8 @@ class Progress(NamedTuple):
     age: Tensor  # int32, evaluations taken with everything before it settled
     best_z: Tensor
     best_residual: Tensor  # float32
-    stalled: Tensor  # int32, evaluations since `best_residual` last fell enough
+    mark: Tensor  # float32, the residual that has to be undercut
+    stalled: Tensor  # int32, evaluations since it last was
     relax: Tensor  # float32, 1 or halved by the cycle rule
 
 
@@ -106,7 +107,7 @@ class Solution(NamedTuple):
     value: Tensor  # (..., N)
     status: Tensor  # (...) int8, a Status
     steps: Tensor  # (...) int32, evaluations until settled
-    residual: Tensor  # (...) float32
+    residual: Tensor  # (...) float32, of value; if CAPPED, possibly of the point one step before it
     sweeps: int  # evaluations that depended on each other
     trace: Tensor | None  # (sweeps, ...) float32 residuals, if asked for
     last: tuple[Tensor, Any] | None  # F(value) and what came with it, if already known
@@ -114,10 +115,10 @@ class Solution(NamedTuple):
 
 def relative_residual(fz: Tensor, z: Tensor) -> Tensor:
     """‖F(z) − z‖ / ‖F(z)‖ over the last dimension, in float32."""
-    fz = fz.float()
-    bottom = torch.linalg.vector_norm(fz, dim=-1)
-    tiny = torch.finfo(torch.float32).tiny
-    return torch.linalg.vector_norm(fz - z.float(), dim=-1) / bottom.clamp(min=tiny)
+    # The difference of nearly equal numbers is taken before they are rounded.
+    fz = fz.to(torch.promote_types(fz.dtype, torch.float32))
+    bottom = torch.linalg.vector_norm(fz, dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    return (torch.linalg.vector_norm(fz - z, dim=-1) / bottom).float()
 
 
 def begin(z: Tensor, solve: Solve, *, settled: Tensor | None = None) -> Progress:
@@ -129,14 +130,26 @@ def begin(z: Tensor, solve: Solve, *, settled: Tensor | None = None) -> Progress
         settled: (...) unknowns that are not to be touched (padding); they count as converged.
     """
     lead, device = z.shape[:-1], z.device
-    status = torch.full(lead, int(Status.OPEN), dtype=torch.int8, device=device)
-    if settled is not None:
-        status = torch.where(settled, int(Status.CONVERGED), status).to(torch.int8)
+    first = Status.OPEN if solve.max_steps else Status.CAPPED
+    status = torch.full(lead, int(first), dtype=torch.int8, device=device)
     counts = torch.zeros(lead, dtype=torch.int32, device=device)
-    worst = torch.full(lead, torch.inf, device=device)
-    relax = torch.ones(lead, device=device)
-    memory = solve.solver.init(z)
-    return Progress(z, memory, status, counts, worst, counts, z, worst, counts, relax)
+    worst = residual = torch.full(lead, torch.inf, device=device)
+    if settled is not None:
+        status = status.masked_fill(settled, Status.CONVERGED)
+        residual = torch.where(settled, 0.0, worst)
+    return Progress(
+        z=z,
+        memory=solve.solver.init(z),
+        status=status,
+        steps=counts,
+        residual=residual,
+        age=counts,
+        best_z=z,
+        best_residual=worst,
+        mark=worst,
+        stalled=counts,
+        relax=torch.ones(lead, device=device),
+    )
 
 
 def sweep(
@@ -157,46 +170,69 @@ def sweep(
     """
     p = progress
     fz, aux = transition(p.z)
-    residual = torch.where(p.status == Status.OPEN, relative_residual(fz, p.z), p.residual)
-    is_open = p.status == Status.OPEN
-    good = ~is_open | (residual <= solve.tolerance)
-    if chain:
-        prefix = good.cumprod(-1).bool()
-        before = torch.cat([torch.ones_like(prefix[..., :1]), prefix[..., :-1]], dim=-1)
-    else:
-        prefix, before = good, torch.ones_like(good)
-    converged = is_open & prefix
-    front = is_open & before & ~prefix
-    status = torch.where(converged, int(Status.CONVERGED), p.status)
-    steps, age = p.steps + is_open.int(), p.age + (front | converged).int()
-
-    better = front & (residual < p.best_residual)
-    best_z = torch.where(better[..., None], p.z, p.best_z)
-    fell = front & (residual < p.best_residual * (solve.cycle.factor if solve.cycle else 1.0))
-    best_residual = torch.where(better, residual, p.best_residual)
-    stalled = torch.where(fell, 0, p.stalled + front.int())
-    relax = p.relax
-    if solve.cycle is not None:
-        stuck = front & (stalled >= solve.cycle.patience)
-        hopeless = stuck & (relax <= 0.5**solve.cycle.halvings)
-        status = torch.where(hopeless, int(Status.CYCLING), status)
-        relax = torch.where(stuck, relax * 0.5, relax)
-        stalled = torch.where(stuck, 0, stalled)
-    status = torch.where(front & (status == Status.OPEN) & (age >= solve.max_steps), 1, status)
-    gave_up = front & (status != Status.OPEN)
-    residual = torch.where(gave_up, best_residual, residual)
-
-    z_next, memory = solve.solver.step(p.z, fz, p.memory)
-    if solve.cycle is not None:
-        z_next = torch.lerp(p.z, z_next, relax[..., None].to(z_next.dtype))
-    # An unknown that was still improving when its steps ran out takes the last of them too.
-    moves = (status == Status.OPEN) | (gave_up & better)
-    z = torch.where(moves[..., None], z_next, torch.where(gave_up[..., None], best_z, p.z))
-    status = status.to(torch.int8)
-    following = Progress(
-        z, memory, status, steps, residual, age, best_z, best_residual, stalled, relax
+    was_open = p.status == Status.OPEN
+    residual = torch.where(was_open, relative_residual(fz, p.z), p.residual)
+    good = ~was_open | (residual <= solve.tolerance)
+    before, through = _prefixes(good) if chain else (torch.ones_like(good), good)
+    p = p._replace(
+        status=p.status.masked_fill(was_open & through, Status.CONVERGED),
+        steps=p.steps + was_open.int(),
+        residual=residual,
+        age=p.age + (was_open & before).int(),
     )
-    return following, fz, aux
+    p, moves = _judge(p, was_open & before & ~through, solve)
+    # Autocast would compute the products of the step rule in half precision.
+    with torch.autocast(p.z.device.type, enabled=False):
+        z_next, memory = solve.solver.step(p.z, fz, p.memory)
+    if solve.cycle is not None:
+        z_next = torch.lerp(p.z, z_next, p.relax[..., None].to(z_next.dtype))
+    # An unknown that gives up goes back to its best point.
+    gave_up = was_open & (p.status > Status.CONVERGED)
+    resting = torch.where(gave_up[..., None], p.best_z, p.z)
+    z = torch.where(moves[..., None], z_next, resting)
+    return p._replace(z=z, memory=memory), fz, aux
+
+
+def _prefixes(good: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether everything before an unknown of a chain is good, and everything up to it."""
+    through = good.cumprod(-1).bool()
+    before = torch.cat([torch.ones_like(through[..., :1]), through[..., :-1]], dim=-1)
+    return before, through
+
+
+def _judge(p: Progress, front: Tensor, solve: Solve) -> tuple[Progress, Tensor]:
+    """Keep the best point of each unknown in front, end those that will not converge.
+
+    Returns the progress, and which unknowns take the step that follows.
+    """
+    better = front & (p.residual < p.best_residual)
+    p = p._replace(
+        best_z=torch.where(better[..., None], p.z, p.best_z),
+        best_residual=torch.where(better, p.residual, p.best_residual),
+    )
+    if solve.cycle is not None:
+        p = _watch(p, front, solve.cycle)
+    finite = torch.isfinite(p.residual)
+    late = front & (p.status == Status.OPEN) & (p.age >= solve.max_steps)
+    p = p._replace(status=p.status.masked_fill(late | (front & ~finite), Status.CAPPED))
+    gave_up = front & (p.status != Status.OPEN)
+    # An unknown that was still improving when its steps ran out takes the last of them too.
+    moves = finite & ((p.status == Status.OPEN) | (late & better))
+    return p._replace(residual=torch.where(gave_up, p.best_residual, p.residual)), moves
+
+
+def _watch(p: Progress, front: Tensor, rule: CycleRule) -> Progress:
+    """Count the evaluations since the residual last fell enough; halve the steps or give up."""
+    fell = front & (p.residual < rule.factor * p.mark)
+    stalled = torch.where(fell, 0, p.stalled + front.int())
+    stuck = front & (stalled >= rule.patience)
+    hopeless = stuck & (p.relax <= 0.5**rule.halvings)
+    return p._replace(
+        status=p.status.masked_fill(hopeless, Status.CYCLING),
+        stalled=torch.where(stuck, 0, stalled),
+        mark=torch.where(fell, p.residual, p.mark),
+        relax=torch.where(stuck, p.relax * 0.5, p.relax),
+    )
 
 
 def iterate(
@@ -231,7 +267,6 @@ def iterate(
         if sweeps % solve.check_every == 0 and not (progress.status == Status.OPEN).any():
             last = (fz, aux) if torch.equal(measured, progress.z) else None
             break
-    status = progress.status
-    status = torch.where(status == Status.OPEN, int(Status.CAPPED), status).to(torch.int8)
+    status = progress.status.masked_fill(progress.status == Status.OPEN, Status.CAPPED)
     residuals = torch.stack(history) if history else None
     return Solution(progress.z, status, progress.steps, progress.residual, sweeps, residuals, last)

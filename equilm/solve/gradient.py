@@ -73,11 +73,13 @@ class Implicit:
         z_in = z.detach().requires_grad_()
         fz, _ = transition(z_in)
 
-        def solve_adjoint(cotangent: Tensor) -> Tensor:
-            return self._solve_adjoint(fz, z_in, cotangent)
+        def solve_adjoint(cotangent: Tensor | None) -> Tensor | None:
+            # Autograd passes `None` where nothing downstream depends on the value.
+            return None if cotangent is None else self._solve_adjoint(fz, z_in, cotangent)
 
         value = fz.clone()
-        value.register_hook(solve_adjoint)
+        if value.requires_grad:
+            value.register_hook(solve_adjoint)
         # The second evaluation carries the cotangents of aux into the adjoint system.
         _, aux = transition(value)
         return value, aux

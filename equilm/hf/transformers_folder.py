@@ -62,7 +62,7 @@ def mamba2_config(settings: Settings, *, has_head: bool) -> ModelConfig:
     settings.refuse("quantization_config")
     width, head_width = settings.integer("hidden_size"), settings.integer("head_dim", 64)
     expand = settings.integer("expand", 2)
-    settings.expect("num_heads", expand * width // head_width)
+    settings.expect("num_heads", expand * width // max(head_width, 1))
     eps = settings.number("layer_norm_epsilon", 1e-5)
     return ModelConfig(
         vocab_size=settings.integer("vocab_size"),

@@ -4,6 +4,8 @@ A pickle is read as tensors and nothing else (`weights_only`); no other object i
 """
 
 import pickle
+import struct
+import zipfile
 from pathlib import Path
 
 import torch
@@ -12,6 +14,19 @@ from torch import Tensor
 from equilm.nn.folder import CheckpointError, read_json, read_safetensors
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
+# All that reading a malformed pickle was seen to raise, and their kin.
+BROKEN = (
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -46,11 +61,13 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: broken, or not written by torch.save since version 1.6")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except BROKEN as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path}: broken, or more than plain tensors ({reason})") from None
     if not isinstance(tensors, dict):

@@ -26,6 +26,14 @@ class AttentionConfig:
     kv_heads: int | None = None
     theta: float = 500_000.0
 
+    def __post_init__(self) -> None:
+        for name in ("heads", "kv_heads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+        if not self.theta > 0:
+            raise ValueError(f"theta: expected a number > 0, got {self.theta}")
+
 
 class AttentionState(NamedTuple):
     """Keys and values of the tokens so far; slots past `length_B`, and the last, are scratch."""

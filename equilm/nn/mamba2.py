@@ -40,6 +40,13 @@ class Mamba2Config:
     conv_width: int = 4
     norm_eps: float = 1e-5
 
+    def __post_init__(self) -> None:
+        for name in ("expand", "head_width", "state_size", "groups", "conv_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps: expected a number > 0, got {self.norm_eps}")
+
 
 class Mamba2State(NamedTuple):
     """What Mamba2 carries from token to token, in float32."""

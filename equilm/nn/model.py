@@ -63,6 +63,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+        if self.mlp_hidden is not None and self.mlp_hidden < 1:
+            raise ValueError(f"mlp_hidden: expected an integer >= 1, got {self.mlp_hidden}")
         if not self.norm_eps > 0:
             raise ValueError(f"norm_eps: expected a number > 0, got {self.norm_eps}")
 
@@ -113,7 +115,7 @@ class LanguageModel(nn.Module):
             valid_B: (B,) int64: tokens of each row that are no padding (on the right).
 
         Returns:
-            logits_BTV in float32 over the unpadded vocabulary, and the next state.
+            logits_BTV in float32 or wider over the unpadded vocabulary, and the next state.
 
         Raises:
             ValueError: For an empty sequence, a token out of range, a state without room.
@@ -127,10 +129,11 @@ class LanguageModel(nn.Module):
         return nn.functional.embedding(tokens_BT, self.embedding)
 
     def logits(self, z_BTD: Tensor) -> Tensor:
-        """Return W_head z in float32 over the unpadded vocabulary."""
+        """Return W_head z in float32 or wider over the unpadded vocabulary."""
         table_VD = self.embedding if self.head is None else self.head
         head_VD = table_VD[: self.vocab_size]
-        return nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD).float()
+        logits_BTV = nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD)
+        return logits_BTV.float() if logits_BTV.dtype.itemsize < 4 else logits_BTV
 
     def _check(self, tokens_BT: Tensor, state: State) -> None:
         if tokens_BT.ndim != 2 or tokens_BT.shape[1] < 1:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+
+from equilm.config import suggest
 
 if TYPE_CHECKING:
     from equilm.measure.evaluate import EvaluationConfig
@@ -21,25 +23,30 @@ console = Console()
 errors = Console(stderr=True)
 
 
+def _arg(metavar: str, *, name: str | None = None) -> object:
+    """How an argument is shown in --help: without a default, which its text tells."""
+    return arg(metavar=metavar, name=name, help_behavior_hint="")
+
+
 def train(
-    recipe: Positional[Path | None] = None,
+    recipe: Annotated[Path | None, Positional, _arg("[RECIPE]")] = None,
     /,
     *,
-    out: Path | None = None,
-    overrides: Annotated[UseAppendAction[tuple[str, ...]], arg(name="set", metavar="KEY=VALUE")] = (),
+    out: Annotated[Path | None, _arg("FOLDER")] = None,
+    overrides: Annotated[tuple[str, ...], UseAppendAction, _arg("KEY=VALUE", name="set")] = (),
     resume: bool = False,
     tensorboard: bool = False,
 ) -> None:
     """Train a model by a recipe.
 
     Args:
-        recipe: A .toml or .json file; without one, the published state-tracking recipe, or with
-            --resume the one the run was begun with.
-        out: Folder of the run: recipe.json, metrics.jsonl, checkpoints. Default runs/RECIPE.
-        overrides: Change a setting of the recipe, for example --set model=mamba2-130m or
-            --set optim.rate=1e-3 (repeatable).
-        resume: Go on from the newest checkpoint in OUT, bit for bit.
-        tensorboard: Write OUT/tensorboard as well.
+        recipe: A .toml or .json file. Without one: the published state-tracking recipe, or the
+            one the run was begun with, if it is resumed.
+        out: Where recipe.json, metrics.jsonl and the checkpoints go; runs/RECIPE if left out.
+        overrides: Change a setting of the recipe; may be repeated. Examples:
+            model=mamba2-130m, optim.rate=1e-3, phases.1.max_steps=16.
+        resume: Go on from the newest checkpoint in the folder, bit for bit.
+        tensorboard: Write a TensorBoard log into the folder as well.
     """
     from equilm import config
     from equilm.nn.model import parameter_count
@@ -50,18 +57,24 @@ def train(
     out = out or Path("runs") / (recipe.stem if recipe else "default")
     if recipe is None and resume:
         recipe = out / "recipe.json"
+        if not recipe.exists():
+            raise ValueError(f"{out}: expected a run to resume, with recipe.json, got none")
     settings = config.load(Recipe, recipe, overrides)
     trainer = Trainer(settings, out, resume=resume, tensorboard=tensorboard)
-    console.print(
-        f"{out}: {parameter_count(trainer.model):,} parameters on {trainer.device.type}, "
-        f"steps {trainer.step} to {settings.steps}",
-        highlight=False,
+    size = parameter_count(trainer.model)
+    _say(
+        f"{out}: {size:,} parameters on {trainer.device.type}, "
+        f"steps {trainer.position.step} to {settings.steps}"
     )
-    show(trainer.run(), name=out.name, num_steps=settings.steps, console=console)
+    try:
+        show(trainer.run(), name=out.resolve().name, num_steps=settings.steps, console=console)
+    except KeyboardInterrupt:
+        _complain(f"interrupted; go on with: equilm train --resume --out {out}")
+        sys.exit(130)
 
 
 def evaluate(
-    runs: Positional[tuple[Path, ...]],
+    runs: Annotated[tuple[Path, ...], Positional, _arg("RUN [RUN ...]")],
     /,
     *,
     lengths: tuple[int, ...] = (16, 64, 256, 1000, 2000),
@@ -74,24 +87,26 @@ def evaluate(
     """Measure runs on the test split of their task, and add the Records to RUN/records.jsonl.
 
     Args:
-        runs: Folders of runs, or checkpoints in them.
+        runs: Folders of runs, or of checkpoints in them; one or more.
         lengths: Sequence lengths to report, in tokens.
         windows: Tokens an implicit model solves at once: 1 is sequential, 0 all of them.
         batch_size: Sequences.
         seed: Of the sequences.
-        tolerance: Of the solve, relative.
+        tolerance: A token is solved when one more evaluation changes it by this share.
         max_steps: Evaluations a token may take.
     """
     from equilm.measure.evaluate import EvaluationConfig
     from equilm.report.tables import accuracy_table, effort_table
-    from equilm.solve.iterate import Solve
 
+    if not runs:
+        raise ValueError("runs: expected one folder or more, got none")
     settings = EvaluationConfig(
         lengths=lengths,
         windows=windows,
         batch_size=batch_size,
         seed=seed,
-        solve=Solve(tolerance=tolerance, max_steps=max_steps),
+        tolerance=tolerance,
+        max_steps=max_steps,
     )
     records = []
     for run in runs:
@@ -103,9 +118,14 @@ def evaluate(
 
 
 def check(
-    checkpoint: Positional[Path], /, *, length: int = 64, batch_size: int = 8, seed: int = 0
+    checkpoint: Annotated[Path, Positional, _arg("FOLDER")],
+    /,
+    *,
+    length: int = 64,
+    batch_size: int = 8,
+    seed: int = 0,
 ) -> None:
-    """Verify on a very model that its modes agree, and say how it converges.
+    """Verify on a model itself that its modes agree, and say how it converges; exit 1 if it fails.
 
     Args:
         checkpoint: A run, a checkpoint, or any folder that `convert` reads.
@@ -114,21 +134,27 @@ def check(
         seed: Of the tokens.
     """
     from equilm.hf.convert import load
-    from equilm.measure.check import check_model, verdict
+    from equilm.measure.check import as_table, check_model
 
-    report = check_model(load(checkpoint), length=length, batch_size=batch_size, seed=seed)
-    console.print(report.terminal())
-    if not verdict(report):
+    findings = check_model(load(checkpoint), length=length, batch_size=batch_size, seed=seed)
+    console.print(as_table(findings).terminal())
+    if any(finding.ok is False for finding in findings):
         sys.exit(1)
 
 
-def report(folder: Positional[Path], /, *, title: str = "", command: str = "") -> None:
+def report(
+    folder: Annotated[Path, Positional, _arg("FOLDER")],
+    /,
+    *,
+    title: Annotated[str, _arg("TEXT")] = "",
+    command: Annotated[str, _arg("TEXT")] = "",
+) -> None:
     """Write FOLDER/report/index.html, its figures and tables from the Records below FOLDER.
 
     Args:
         folder: Holds runs: every metrics.jsonl and records.jsonl below it is read.
-        title: Of the page.
-        command: What to type to get the same numbers, for the page.
+        title: Of the page; the folder's name if left out.
+        command: What to type to get the same numbers, for the page to say.
     """
     from equilm import record
     from equilm.report import figures, page, tables
@@ -144,14 +170,20 @@ def report(folder: Positional[Path], /, *, title: str = "", command: str = "") -
     for table in (tables.accuracy_table(records), tables.effort_table(records)):
         if table is not None:
             console.print(table.terminal())
-    console.print(page.headline(records), path, sep="\n", highlight=False)
+    _say(page.headline(records))
+    _say(str(path))
 
 
-def convert(source: Positional[Path], target: Positional[Path], /) -> None:
-    """Turn a checkpoint of the reference, or of Hugging Face's Mamba2 or Llama, into a model folder.
+def convert(
+    source: Annotated[Path, Positional, _arg("SOURCE")],
+    target: Annotated[Path, Positional, _arg("TARGET")],
+    /,
+) -> None:
+    """Turn a checkpoint of others into a model folder.
 
     Args:
-        source: A folder with config.json and safetensors (or pytorch_model.bin, weights only).
+        source: A folder of the public reference, or a Mamba2 or Llama of Hugging Face's, with
+            config.json and model.safetensors (or pytorch_model.bin, of which weights only).
         target: The folder to write.
     """
     from equilm.hf.convert import convert as convert_folder
@@ -159,27 +191,27 @@ def convert(source: Positional[Path], target: Positional[Path], /) -> None:
     from equilm.nn.model import parameter_count
 
     convert_folder(source, target)
-    console.print(f"{target}: {parameter_count(load(target)):,} parameters", highlight=False)
+    _say(f"{target}: {parameter_count(load(target)):,} parameters")
 
 
 def bench(
     what: Positional[Literal["train", "ops", "decode"]] = "train",
     /,
     *,
-    preset: str = "",
-    json: Path | None = None,
+    preset: Annotated[str, _arg("NAME")] = "",
+    json: Annotated[Path | None, _arg("FILE")] = None,
 ) -> None:
     """Time a training step, the operations or a decoding sweep, after testing what is timed.
 
     Args:
         what: Which of them.
-        preset: Only this model; sizes fit the machine otherwise.
-        json: Write the Records to this file as well.
+        preset: Time this published model alone; otherwise models that fit the machine.
+        json: Append the Records to this file as well.
     """
     from equilm import record
     from equilm.measure.bench import bench as run_bench
 
-    table, records = run_bench(what, preset=preset)
+    table, records = run_bench(what, only=preset)
     console.print(table.terminal())
     if json is not None:
         record.append(json, records)
@@ -193,6 +225,7 @@ def _evaluate_run(path: Path, settings: "EvaluationConfig") -> list["Record"]:
     from equilm.train.checkpoint import newest_checkpoint, step_of
     from equilm.train.recipe import Recipe, pick_device
 
+    path = path.resolve()
     run = next((one for one in (path, *path.parents) if (one / "recipe.json").exists()), None)
     if run is None:
         raise ValueError(f"{path}: expected the folder of a run, with recipe.json")
@@ -201,18 +234,25 @@ def _evaluate_run(path: Path, settings: "EvaluationConfig") -> list["Record"]:
     if folder is None:
         raise ValueError(f"{run}: expected a checkpoint, got none yet")
     device = pick_device(recipe.device)
-    records = list(
-        measure(
-            load(folder).to(device).eval(),
-            build_task(recipe.task),
-            settings,
-            model=run.name,
-            step=step_of(folder),
-            **record.environment(device.type),
-        )
-    )
+    about = {
+        "model": run.name,
+        "seed": recipe.seed,
+        "step": step_of(folder),
+        **record.environment(device.type),
+    }
+    model = load(folder, device=device)
+    records = list(measure(model, build_task(recipe.task), settings, about=about))
     record.append(run / "records.jsonl", records)
     return records
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _complain(message: str) -> None:
+    for line in message.splitlines():
+        errors.print(f"equilm: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -228,18 +268,27 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main() -> None:
     """Run one command; a user's mistake is one line, not a traceback."""
     try:
+        _check_command(sys.argv[1:2])
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="equilm",
             description="Sequence models whose layers are iterated to a fixed point.",
+            config=(FlagCreatePairsOff,),
         )
     except KeyboardInterrupt:
-        errors.print("interrupted; a run goes on with: equilm train --resume --out RUN")
+        _complain("interrupted")
         sys.exit(130)
     except (ValueError, OSError) as error:
-        errors.print(f"equilm: {error}", style="red", highlight=False, markup=False)
+        _complain(str(error))
         sys.exit(2)
     except RuntimeError as error:
         # Diverged, NotConverged and what PyTorch raises for memory: a failure, not a mistake.
-        errors.print(f"equilm: {error}", style="red", highlight=False, markup=False)
+        _complain(str(error))
         sys.exit(1)
+
+
+def _check_command(given: list[str]) -> None:
+    """Refuse a word that is no command; everything else is for the parser to judge."""
+    for word in given:
+        if word not in COMMANDS and not word.startswith("-"):
+            raise ValueError(f"{word}: unknown command; {suggest(word, COMMANDS)}")

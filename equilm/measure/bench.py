@@ -7,23 +7,26 @@ stand beside the rows that share its conditions.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from equilm.nn.block import Stack
 from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.linear import prepared
-from equilm.nn.model import LanguageModel, ModelConfig, parameter_count
+from equilm.nn.model import LanguageModel, ModelConfig
 from equilm.nn.presets import preset
 from equilm.ops.scan import ssd_chunked, ssd_sequential
 from equilm.record import Record, environment
-from equilm.report.tables import Table
+from equilm.report.tables import MISSING, Table
 from equilm.solve.gradient import Phantom
 from equilm.solve.iterate import Solve
 from equilm.tasks import cross_entropy_sum
 
 REPEATS = 5
+UNITS = {"time": "ms", "speed": "tokens/s", "rate": "TFLOP/s", "memory": "GiB", "ratio": "x"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,9 @@ class TrainRow:
 
 
 GPU_ROWS = (
-    TrainRow(model="state-tracking", batch=512, length=256, sweeps=32, phantom=4, reference_ms=212.1),
+    TrainRow(
+        model="state-tracking", batch=512, length=256, sweeps=32, phantom=4, reference_ms=212.1
+    ),
     TrainRow(model="state-tracking", batch=512, length=256, sweeps=4, phantom=1, reference_ms=35.4),
     TrainRow(model="explicit-mamba2-130m", batch=16, length=2048, reference_ms=181.4),
     TrainRow(model="mamba2-130m", batch=16, length=2048, sweeps=4, phantom=1, reference_ms=372.4),
@@ -65,6 +70,13 @@ CPU_ROWS = (
 )
 
 
+class Row(NamedTuple):
+    """What was timed, and what came out, by the names of `UNITS`."""
+
+    name: str
+    values: dict[str, float]
+
+
 class Timing(NamedTuple):
     """The median of several runs, and the most memory they held."""
 
@@ -72,45 +84,43 @@ class Timing(NamedTuple):
     peak_gib: float | None  # of device memory; unknown on a CPU
 
 
-def bench(what: str, *, preset: str = "") -> tuple[Table, list[Record]]:
+def bench(what: str, *, only: str = "") -> tuple[Table, list[Record]]:
     """Test, then time.
 
     Args:
         what: `train`, `ops` or `decode`.
-        preset: Only rows of this model; any of `PRESETS`.
+        only: Only this model; any of `PRESETS`.
 
     Returns:
         A table to print, and its Records.
 
     Raises:
-        AssertionError: If what would be timed is wrong.
+        ValueError: For an unknown model.
+        RuntimeError: If what would be timed is wrong.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_scan(device)
-    kinds: dict[str, Callable[[torch.device, str], Iterator[tuple[str, dict[str, float]]]]] = {
+    kinds: dict[str, Callable[[torch.device, str], Iterator[Row]]] = {
         "train": _train_rows,
         "ops": _op_rows,
         "decode": _decode_rows,
     }
     about = environment(device.type)
-    units = {"time": "ms", "speed": "tokens/s", "rate": "TFLOP/s", "memory": "GiB", "ratio": "x"}
-    rows, records = [], []
-    for name, values in kinds[what](device, preset):
-        rows.append((name, *(f"{values[key]:.4g}" if key in values else "–" for key in units)))
-        records += [
-            Record(name=f"bench_{what}_{key}", value=value, unit=units[key], model=name, **about)
-            for key, value in values.items()
-        ]
-    header = ("", *(f"{key} [{unit}]" for key, unit in units.items()))
+    measured = list(kinds[what](device, only))
+    records = [
+        Record(name=f"bench_{what}_{key}", value=value, unit=UNITS[key], model=name, **about)
+        for name, values in measured
+        for key, value in values.items()
+    ]
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    return Table(f"{what} on {device_name}, median of {REPEATS}", header, tuple(rows)), records
+    return _as_table(f"{what} on {device_name}, median of {REPEATS}", measured), records
 
 
 def check_scan(device: torch.device) -> None:
-    """Assert that the chunked scan is the sequential one, in outputs and gradients.
+    """Make sure that the chunked scan is the sequential one, in outputs and gradients.
 
     Raises:
-        AssertionError: If not.
+        RuntimeError: If not.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -127,22 +137,22 @@ def check_scan(device: torch.device) -> None:
         results.append([y, last, *gradients])
     for left, right in zip(*results, strict=True):
         error = ((left - right).norm() / right.norm()).item()
-        assert error < 1e-4, f"scan: the chunked form differs by {error:.1e}"
+        if not error < 1e-4:
+            raise RuntimeError(
+                f"scan: the chunked form differs by {error:.1e} from the sequential one, so "
+                "nothing was timed"
+            )
 
 
-def _train_rows(device: torch.device, only: str) -> Iterator[tuple[str, dict[str, float]]]:
-    rows = GPU_ROWS if device.type == "cuda" else CPU_ROWS
-    if only:
-        preset(only)
-        rows = tuple(row for row in rows if row.model == only) or (
-            TrainRow(model=only, batch=1, length=64, sweeps=4, phantom=1),
-        )
-    for row in rows:
+def _train_rows(device: torch.device, only: str) -> Iterator[Row]:
+    for row in _chosen(GPU_ROWS if device.type == "cuda" else CPU_ROWS, only):
         model = _build(preset(row.model), device)
         if isinstance(model.core, Equilibrium) and row.sweeps is not None:
             model.core.solve = Solve(tolerance=0.0, max_steps=row.sweeps, cycle=None)
             model.core.gradient = Phantom(steps=row.phantom)
-        tokens_BT = torch.randint(model.vocab_size, (row.batch, row.length), device=device)
+        generator = torch.Generator().manual_seed(0)
+        shape = (row.batch, row.length)
+        tokens_BT = torch.randint(model.vocab_size, shape, generator=generator).to(device)
 
         def step(model: LanguageModel = model, tokens_BT: Tensor = tokens_BT) -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -166,17 +176,24 @@ def _train_rows(device: torch.device, only: str) -> Iterator[tuple[str, dict[str
             values["memory"] = timing.peak_gib
         if row.reference_ms is not None and device.type == "cuda":
             values["ratio"] = row.reference_ms / timing.ms
-        yield f"{row.name} {row.batch}x{row.length}", values
+        yield Row(f"{row.name} {row.batch}x{row.length}", values)
 
 
-def _op_rows(device: torch.device, only: str) -> Iterator[tuple[str, dict[str, float]]]:
+def _chosen(rows: tuple[TrainRow, ...], only: str) -> tuple[TrainRow, ...]:
+    if not only:
+        return rows
+    depth = {} if preset(only).equilibrium is None else {"sweeps": 4, "phantom": 1}
+    return tuple(row for row in rows if row.model == only) or (
+        TrainRow(model=only, batch=1, length=64, **depth),
+    )
+
+
+def _op_rows(device: torch.device, only: str) -> Iterator[Row]:
     name = only or "state-tracking"
     model = _build(preset(name), device)
     rows, length = (16, 2048) if device.type == "cuda" else (4, 256)
-    x_BTD = torch.randn(rows, length, model.config.width, device=device)
-    core = model.core
-    body = core.body if isinstance(core, Equilibrium) else core
-    block = body.blocks[0]
+    x_BTD = _noise((rows, length, model.config.width), device)
+    core, block = model.core, _stack(model).blocks[0]
     parts: dict[str, Callable[[], object]] = {
         "norm": lambda: block.norm(x_BTD),
         "mixer": lambda: block.mixer(x_BTD),
@@ -187,14 +204,11 @@ def _op_rows(device: torch.device, only: str) -> Iterator[tuple[str, dict[str, f
     for part, run in parts.items():
         with torch.no_grad(), prepared(model):
             timing = _time(run, device)
-        tokens = rows * length
-        yield f"{name} {part} {rows}x{length}", {
-            "time": timing.ms,
-            "speed": tokens / timing.ms * 1e3,
-        }
+        values = {"time": timing.ms, "speed": rows * length / timing.ms * 1e3}
+        yield Row(f"{name} {part} {rows}x{length}", values)
 
 
-def _decode_rows(device: torch.device, only: str) -> Iterator[tuple[str, dict[str, float]]]:
+def _decode_rows(device: torch.device, only: str) -> Iterator[Row]:
     models = ("mamba2-130m", "mamba2-1.3b") if device.type == "cuda" else ("state-tracking",)
     reference = {
         ("mamba2-130m", 1): 33.1,
@@ -204,24 +218,46 @@ def _decode_rows(device: torch.device, only: str) -> Iterator[tuple[str, dict[st
     }
     for name in (only,) if only else models:
         model = _build(preset(name), device)
-        core = model.core
-        body = core.body if isinstance(core, Equilibrium) else core
+        body = _stack(model)
         for batch in (1, 64):
             state = body.init_state(batch, 16)
-            z_B1D = torch.randn(batch, 1, model.config.width, device=device)
-            u_B1E = torch.randn(batch, 1, body.inject_width, device=device)
+            z_B1D = _noise((batch, 1, model.config.width), device)
+            u_B1E = _noise((batch, 1, body.inject_width), device)
             with torch.no_grad(), prepared(model):
-                timing = _time(lambda z=z_B1D, u=u_B1E, s=state, f=body: f(z, s, u), device)
+                timing = _time(partial(body, z_B1D, state, u_B1E), device)
             values = {"time": timing.ms, "speed": batch / timing.ms * 1e3}
             if (name, batch) in reference and device.type == "cuda":
                 values["ratio"] = reference[name, batch] / timing.ms
-            yield f"{name} one sweep, batch {batch}", values
+            yield Row(f"{name} one sweep, batch {batch}", values)
+
+
+def _as_table(title: str, measured: list[Row]) -> Table:
+    columns = [key for key in UNITS if any(key in row.values for row in measured)]
+    rows = tuple(
+        (row.name, *(_cell(row.values[key]) if key in row.values else MISSING for key in columns))
+        for row in measured
+    )
+    header = ["times faster" if key == "ratio" else UNITS[key] for key in columns]
+    return Table(title, ("", *header), rows)
+
+
+def _cell(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _build(config: ModelConfig, device: torch.device) -> LanguageModel:
     model = LanguageModel(replace(config, dropout=0.0), generator=torch.Generator().manual_seed(0))
-    assert parameter_count(model) > 0
     return model.to(device)
+
+
+def _noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _stack(model: LanguageModel) -> Stack:
+    body = model.core.body if isinstance(model.core, Equilibrium) else model.core
+    assert isinstance(body, Stack)
+    return body
 
 
 def _time(run: Callable[[], object], device: torch.device) -> Timing:

@@ -14,7 +14,7 @@ from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.linear import prepared
 from equilm.nn.model import LanguageModel
 from equilm.report.tables import Table
-from equilm.solve.iterate import Solve, Status
+from equilm.solve.iterate import Solution, Solve, Status
 from equilm.solve.picard import Picard
 from equilm.solve.spectral import spectral_radius
 
@@ -40,7 +40,7 @@ def check_model(
 
     Args:
         model: Any; put into evaluation mode.
-        length: Tokens, ≥ 2.
+        length: Tokens, ≥ 3.
         batch_size: Sequences, ≥ 2.
         seed: Of the tokens.
 
@@ -50,16 +50,21 @@ def check_model(
     Raises:
         ValueError: For a length or batch size that is too small.
     """
-    if length < 2 or batch_size < 2:
-        raise ValueError(f"length, batch_size: expected >= 2, got {length}, {batch_size}")
+    if length < 3:
+        raise ValueError(f"length: expected an integer >= 3, got {length}")
+    if batch_size < 2:
+        raise ValueError(f"batch_size: expected an integer >= 2, got {batch_size}")
     model.eval()
     device = model.embedding.device
     generator = torch.Generator().manual_seed(seed)
     tokens_BT = torch.randint(model.vocab_size, (batch_size, length), generator=generator)
     tokens_BT = tokens_BT.to(device)
-    findings = [_rows(model, tokens_BT), _padding(model, tokens_BT), _chunks(model, tokens_BT)]
+    with solving(model, replace(TIGHT, window=1)), observed(model) as solutions:
+        whole_BTV, _ = model(tokens_BT)
+    findings = [check(model, tokens_BT, whole_BTV) for check in (_row, _padding, _chunks)]
     if isinstance(model.core, Equilibrium):
-        findings += _modes(model, tokens_BT) + _convergence(model, tokens_BT)
+        findings += _modes(model, tokens_BT, whole_BTV)
+        findings += _convergence(solutions[0], token_radius(model, tokens_BT))
     return findings
 
 
@@ -67,29 +72,26 @@ def as_table(findings: list[Finding]) -> Table:
     """Return the findings as a table to print."""
     marks = {True: "ok", False: "FAILS", None: ""}
     rows = tuple((f.name, f.measured, f.expected, marks[f.ok]) for f in findings)
-    return Table("Checked on random tokens", ("what", "measured", "expected", ""), rows)
+    title = "How far apart the logits of random tokens are, and how they converge"
+    return Table(title, ("what", "measured", "expected", ""), rows)
 
 
-def _solve(model: LanguageModel, tokens_BT: Tensor, window: int | None, **kwargs: Tensor) -> Tensor:
-    with solving(model, replace(TIGHT, window=window)):
-        return model(tokens_BT, **kwargs)[0]
+def _row(model: LanguageModel, tokens_BT: Tensor, whole_BTV: Tensor) -> Finding:
+    with solving(model, replace(TIGHT, window=1)):
+        alone_BTV, _ = model(tokens_BT[:1])
+    return _compare("a row alone, in a batch", alone_BTV, whole_BTV[:1], ROW_TOLERANCE)
 
 
-def _rows(model: LanguageModel, tokens_BT: Tensor) -> Finding:
-    together = _solve(model, tokens_BT, 1)[:1]
-    alone = _solve(model, tokens_BT[:1], 1)
-    return _compare("a row alone and in a batch", alone, together, ROW_TOLERANCE)
+def _padding(model: LanguageModel, tokens_BT: Tensor, whole_BTV: Tensor) -> Finding:
+    length = tokens_BT.shape[1] // 2
+    valid_B = torch.full_like(tokens_BT[:, 0], length)
+    with solving(model, replace(TIGHT, window=1)):
+        padded_BTV, _ = model(tokens_BT, valid_B=valid_B)
+    pair = padded_BTV[:, :length], whole_BTV[:, :length]
+    return _compare("padded on the right, not", *pair, ROW_TOLERANCE)
 
 
-def _padding(model: LanguageModel, tokens_BT: Tensor) -> Finding:
-    length = tokens_BT.shape[1]
-    valid_B = torch.full_like(tokens_BT[:, 0], length // 2)
-    padded = _solve(model, tokens_BT, 1, valid_B=valid_B)[:, : length // 2]
-    bare = _solve(model, tokens_BT[:, : length // 2], 1)
-    return _compare("padded on the right and not", padded, bare, ROW_TOLERANCE)
-
-
-def _chunks(model: LanguageModel, tokens_BT: Tensor) -> Finding:
+def _chunks(model: LanguageModel, tokens_BT: Tensor, whole_BTV: Tensor) -> Finding:
     length = tokens_BT.shape[1]
     state = model.init_state(*tokens_BT.shape)
     pieces = []
@@ -97,52 +99,46 @@ def _chunks(model: LanguageModel, tokens_BT: Tensor) -> Finding:
         for piece_BT in tokens_BT.split([length // 3, 1, length - length // 3 - 1], dim=1):
             logits_BTV, state = model(piece_BT, state)
             pieces.append(logits_BTV)
-    whole = _solve(model, tokens_BT, 1)
-    return _compare("in three calls and in one", torch.cat(pieces, 1), whole, ROW_TOLERANCE)
+    return _compare("in three calls, in one", torch.cat(pieces, 1), whole_BTV, ROW_TOLERANCE)
 
 
-def _modes(model: LanguageModel, tokens_BT: Tensor) -> list[Finding]:
+def _modes(model: LanguageModel, tokens_BT: Tensor, whole_BTV: Tensor) -> list[Finding]:
     length = tokens_BT.shape[1]
-    sequential = _solve(model, tokens_BT, 1)
     findings = []
     for window in sorted({2, min(8, length), length}):
         name = "simultaneous" if window == length else f"window {window}"
         # Information needs sweeps to travel, so give it as many as there are tokens and more.
         with solving(model, replace(TIGHT, window=window, max_steps=200 + 4 * length)):
-            other, _ = model(tokens_BT)
-        same = (other.argmax(-1) == sequential.argmax(-1)).float().mean().item()
-        error = _difference(other, sequential)
+            other_BTV, _ = model(tokens_BT)
+        same = (other_BTV.argmax(-1) == whole_BTV.argmax(-1)).float().mean().item()
+        error = _difference(other_BTV, whole_BTV)
         findings.append(
             Finding(
-                f"{name} against sequential",
-                f"logits differ by {error:.1e}, {same:.2%} of tokens choose alike",
-                f"<= {MODE_TOLERANCE:.0e}, or 100%",
+                f"{name}, sequential",
+                f"{error:.1e}, {same:.2%} alike",
+                f"≤ {MODE_TOLERANCE:.0e} or 100%",
                 error <= MODE_TOLERANCE or same == 1.0,
             )
         )
     return findings
 
 
-def _convergence(model: LanguageModel, tokens_BT: Tensor) -> list[Finding]:
-    with solving(model, replace(TIGHT, window=1)), observed(model) as found:
-        model(tokens_BT)
-    status_BT, steps_BT = found[0].status, found[0].steps
+def _convergence(solution: Solution, radius_B: Tensor) -> list[Finding]:
     shares = [
         Finding(
             f"tokens {status.name.lower()}",
-            f"{(status_BT == status).float().mean().item():.2%}",
+            f"{(solution.status == status).float().mean().item():.2%}",
             "",
             None,
         )
         for status in (Status.CONVERGED, Status.CAPPED, Status.CYCLING)
     ]
-    evaluations = f"{steps_BT.float().mean().item():.1f}"
-    radius_B = token_radius(model, tokens_BT)
-    radius = f"median {radius_B.median():.3f}, largest {radius_B.max():.3f}"
+    evaluations = f"{solution.steps.float().mean().item():.1f}"
+    radius = f"{radius_B.median():.3f}, at most {radius_B.max():.3f}"
     return [
         *shares,
-        Finding(f"evaluations a token at {TIGHT.tolerance:.0e}", evaluations, "", None),
-        Finding("spectral radius of a token's own map", radius, "below 1 contracts undamped", None),
+        Finding(f"evaluations to {TIGHT.tolerance:.0e}", evaluations, "", None),
+        Finding("spectral radius of a token", radius, "< 1 contracts", None),
     ]
 
 
@@ -172,9 +168,7 @@ def token_radius(model: LanguageModel, tokens_BT: Tensor) -> Tensor:
 
 def _compare(name: str, left: Tensor, right: Tensor, tolerance: float) -> Finding:
     error = _difference(left, right)
-    return Finding(
-        name, f"logits differ by {error:.1e}", f"<= {tolerance:.0e}", error <= tolerance
-    )
+    return Finding(name, f"{error:.1e}", f"≤ {tolerance:.0e}", error <= tolerance)
 
 
 def _difference(left: Tensor, right: Tensor) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from equilm.record import Record
 from equilm.report import select
@@ -48,7 +48,9 @@ class Table:
 
         table = Rich(title=Text(self.title), title_justify="left", box=rich.box.SIMPLE_HEAD)
         for index, name in enumerate(self.header):
-            table.add_column(Text(name), justify="right" if index else "left")
+            # Names stay on one line; in a narrow terminal numbers fold and lose nothing.
+            side: Literal["left", "right"] = "right" if index else "left"
+            table.add_column(Text(name), justify=side, no_wrap=not index, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table

@@ -2,7 +2,8 @@
 
     run/recipe.json
     run/metrics.jsonl
-    run/checkpoints/step-00000650/{config.json, model.safetensors, optimizer.safetensors, training.json}
+    run/checkpoints/step-00000650/{config.json, model.safetensors,
+                                   optimizer.safetensors, training.json}
 
 Written whole or not at all and never unpickled: `equilm/nn/folder.py`. Read `trainer.py` next.
 """
@@ -34,9 +35,10 @@ ADAM = ("step", "exp_avg", "exp_avg_sq")
 class Position:
     """Where a run stands. Data and dropout follow from the step, so they need no more."""
 
-    step: int  # optimizer steps taken
-    place: Place  # in the curriculum
-    seconds: float  # of training
+    step: int = 0  # taken
+    place: Place = Place()  # in the curriculum
+    skipped: int = 0  # steps without a finite gradient, the last ones in a row
+    seconds: float = 0.0  # of training
 
 
 def save_checkpoint(
@@ -56,6 +58,7 @@ def save_checkpoint(
     moments = {
         f"{name}/{key}": optimizer.state[parameter][key].cpu().contiguous()
         for name, parameter in model.named_parameters()
+        if parameter in optimizer.state  # it has none before its first step
         for key in ADAM
     }
     extra = {
@@ -68,9 +71,27 @@ def save_checkpoint(
         raise CheckpointError(
             f"{folder}: could not be written ({error}); {_last_good(run)}"
         ) from None
-    for old in complete_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    _delete_before(complete_checkpoints(run)[-keep:][0])
     return folder
+
+
+def load_newest(run: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> Position:
+    """Fill model and optimizer from the newest whole checkpoint of a run, if it has one.
+
+    Returns:
+        Where the run stood; at its start without a checkpoint.
+
+    Raises:
+        CheckpointError: If it is damaged or does not fit; names the one before it.
+    """
+    found = complete_checkpoints(run)
+    if not found:
+        return Position()
+    try:
+        return load_checkpoint(found[-1], model, optimizer)
+    except CheckpointError as error:
+        before = f"resume from {found[-2]}" if len(found) > 1 else "begin anew"
+        raise CheckpointError(f"{error}; delete {found[-1]} to {before}") from None
 
 
 def load_checkpoint(
@@ -82,20 +103,23 @@ def load_checkpoint(
         CheckpointError: If a file is missing, broken or does not fit.
     """
     load_weights(model, folder)
+    training_json, optimizer_bytes = (read_extra(folder, name) for name in (TRAINING, OPTIMIZER))
     try:
-        training = json.loads(read_extra(folder, TRAINING))
-        moments = safetensors.torch.load(read_extra(folder, OPTIMIZER))
-        for name, parameter in model.named_parameters():
-            # The step count stays on the host, as a fresh optimizer keeps it.
-            optimizer.state[parameter] = {
-                key: moments[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device)
-                for key in ADAM
-            }
-        return Position(
-            step=training["step"], place=Place(*training["place"]), seconds=training["seconds"]
-        )
-    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        training = json.loads(training_json)
+        position = Position(**{**training, "place": Place(*training["place"])})
+        moments = safetensors.torch.load(optimizer_bytes)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: no training checkpoint of this run ({error})") from None
+    for name, parameter in model.named_parameters():
+        # The step count stays on the host, as a fresh optimizer keeps it.
+        found = {
+            key: moments[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device)
+            for key in ADAM
+            if f"{name}/{key}" in moments
+        }
+        if found:
+            optimizer.state[parameter] = found
+    return position
 
 
 def step_of(folder: Path) -> int | None:
@@ -112,3 +136,13 @@ def newest_checkpoint(run: Path) -> Path | None:
 def _last_good(run: Path) -> str:
     newest = newest_checkpoint(run)
     return f"the last good one is {newest}" if newest else "there is no earlier one"
+
+
+def _delete_before(folder: Path) -> None:
+    """Delete every older checkpoint beside one, what a kill left of a deletion included."""
+    oldest = step_of(folder)
+    assert oldest is not None
+    for other in folder.parent.glob("step-*"):
+        step = step_of(other)
+        if step is not None and step < oldest:
+            shutil.rmtree(other)

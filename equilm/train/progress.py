@@ -1,13 +1,18 @@
-"""What a person sees while a run trains: one live line, and plain lines where there is no terminal."""
+"""What a person sees while a run trains: a live line, or plain ones where there is no terminal.
+
+Nothing shown here is recorded. Read `trainer.py` next.
+"""
 
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from equilm.train.metrics import StepReport
 
-SMOOTHING = 0.9  # of what is shown, never of what is recorded
+SMOOTHING = 0.9  # of the speed that is shown
 
 
 def show(reports: Iterable[StepReport], *, name: str, num_steps: int, console: Console) -> None:
@@ -24,12 +29,15 @@ def show(reports: Iterable[StepReport], *, name: str, num_steps: int, console: C
         return
     columns = [
         TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}  {task.fields[numbers]}  left"),
+        BarColumn(bar_width=8),
+        TextColumn("{task.completed}/{task.total}"),
+        # In a narrow terminal the numbers take a second line.
+        TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=False)),
+        TextColumn("left"),
         TimeRemainingColumn(compact=True),
     ]
     with Progress(*columns, console=console) as progress:
-        line = progress.add_task(name, total=num_steps, numbers="")
+        line = progress.add_task(escape(name), total=num_steps, numbers="")
         speed = 0.0
         for report in reports:
             weight = SMOOTHING if speed else 0.0
@@ -37,19 +45,22 @@ def show(reports: Iterable[StepReport], *, name: str, num_steps: int, console: C
             progress.update(line, completed=report.step, numbers=_numbers(report, speed))
 
 
-def _show_plain(
-    reports: Iterable[StepReport], name: str, num_steps: int, console: Console
-) -> None:
+def _show_plain(reports: Iterable[StepReport], name: str, num_steps: int, console: Console) -> None:
     every = max(1, num_steps // 10)
     for report in reports:
         if report.step % every == 0 or report.step == num_steps:
             left = report.seconds / report.step * (num_steps - report.step)
             numbers = _numbers(report, report.tokens_per_second)
-            console.print(f"{name} {report.step}/{num_steps}  {numbers}  left {left:.0f} s")
+            console.print(
+                f"{name} {report.step}/{num_steps} {numbers} left {left:.0f} s",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def _numbers(report: StepReport, tokens_per_second: float) -> str:
     return (
-        f"loss {report.loss:.4f}  accuracy {report.accuracy:6.1%}  length {report.length}  "
-        f"sweeps {report.sweeps:.0f}  {tokens_per_second:,.0f} tokens/s"
+        f"loss {report.loss:.4f} accuracy {report.accuracy:.1%} length {report.length} "
+        f"sweeps {report.sweeps:.0f} {tokens_per_second:,.0f} tokens/s"
     )

@@ -1,4 +1,7 @@
-"""A recipe: everything that decides a training run, read strictly from TOML. Read `trainer.py` next."""
+"""A recipe: everything that decides a training run, read strictly from TOML.
+
+Read `trainer.py` next.
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -7,7 +10,7 @@ import torch
 
 from equilm.nn.model import ModelConfig
 from equilm.nn.presets import preset
-from equilm.tasks import TaskConfig, Task, WordProblemConfig
+from equilm.tasks import Task, TaskConfig, WordProblemConfig
 from equilm.train.optim import OptimConfig
 from equilm.train.schedule import Curriculum, FixedLengths, Phase
 
@@ -19,11 +22,12 @@ class Recipe:
     Args:
         model: A preset's name, or a table.
         task: What to learn.
-        seed: Of the initial values, the data and the dropout.
+        seed: Of the initial values, the data and the dropout; in [0, 2³²).
         steps: Optimizer steps.
         batch_size: Sequences a step.
         curriculum: Lengths of the training sequences.
-        phases: Depth of the solve during the run; none keeps the model's own.
+        phases: Depth of the solve during the run; none keeps the model's own. An explicit model
+            has no solve, so that two recipes may differ in the model alone.
         optim: Optimizer and rate.
         precision: Compute type on a GPU; a CPU always computes in float32.
         device: `auto` takes a GPU if there is one.
@@ -56,6 +60,8 @@ class Recipe:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected an integer in [0, 2³²), got {self.seed}")
         if isinstance(self.model, str):
             try:
                 preset(self.model)

@@ -4,10 +4,9 @@ Nothing here holds a position; the trainer asks with the step, and the curriculu
 are saved with every checkpoint. Read `trainer.py` next.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
-
-import math
 
 from equilm.nn.equilibrium import EquilibriumConfig
 from equilm.solve.gradient import Phantom
@@ -18,8 +17,9 @@ class RateSchedule:
     """The learning rate as a multiple of its peak.
 
     Args:
-        shape: After a linear warm-up, `linear` falls to `final` at the last step, `cosine` does so
-            on half a cosine, `stable` stays at 1 and falls as 1 − sqrt over the last `cooldown`.
+        shape: After a linear warm-up, `linear` falls to `final`, met where the step after the last
+            would be, `cosine` does so on half a cosine, `stable` stays at 1 and falls as 1 − sqrt
+            over the last `cooldown`.
         warmup: Share of the steps, in [0, 1).
         cooldown: Share of the steps, in [0, 1]; read by `stable` alone.
         final: Multiple of the peak at the end, in [0, 1].
@@ -62,8 +62,8 @@ class Phase:
         length: … and at this training length in tokens, whichever is later.
         max_steps: Sweeps without gradient; 0 unrolls the phantom steps alone.
         steps_per_token: Caps the sweeps at this × (tokens solved at once) + 2, since information
-            travels less than one token a sweep; `None` does not.
-        phantom_steps: Differentiable steps after them.
+            travels less than one token a sweep, > 0; `None` does not.
+        phantom_steps: Differentiable steps after them; read by `Phantom` alone.
         window: Tokens solved at once, with gradients passed on through the state between windows;
             `None` solves the whole sequence at once.
     """
@@ -80,6 +80,8 @@ class Phase:
             raise ValueError(f"share: expected a number in [0, 1), got {self.share}")
         if self.max_steps < 0:
             raise ValueError(f"max_steps: expected an integer >= 0, got {self.max_steps}")
+        if self.steps_per_token is not None and not self.steps_per_token > 0:
+            raise ValueError(f"steps_per_token: expected a number > 0, got {self.steps_per_token}")
         if self.phantom_steps < 1:
             raise ValueError(f"phantom_steps: expected an integer >= 1, got {self.phantom_steps}")
         if self.window is not None and self.window < 1:
@@ -108,7 +110,7 @@ def at_phase(
 class Place(NamedTuple):
     """Where a curriculum stands: which length, and for how many steps already."""
 
-    index: int = 0
+    level: int = 0
     steps: int = 0
 
 
@@ -118,7 +120,7 @@ class FixedLengths:
 
     Args:
         lengths: In tokens, at least one.
-        shares: Where each begins, rising from 0.
+        shares: Where each begins, rising from 0, below 1.
     """
 
     kind: Literal["fixed"] = "fixed"
@@ -133,11 +135,13 @@ class FixedLengths:
             )
         if list(self.shares) != sorted(self.shares):
             raise ValueError(f"shares: expected rising numbers, got {self.shares}")
+        if not self.shares[-1] < 1:
+            raise ValueError(f"shares: expected numbers below 1, got {self.shares}")
 
     def advance(self, place: Place, *, accuracy: float, share: float) -> Place:
         """Return the place for the next step, which begins at `share` of the run."""
-        index = sum(begins <= share for begins in self.shares) - 1
-        return Place(index, place.steps + 1 if index == place.index else 0)
+        level = sum(begins <= share for begins in self.shares) - 1
+        return Place(level, place.steps + 1 if level == place.level else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +171,10 @@ class AdaptiveLengths:
     def advance(self, place: Place, *, accuracy: float, share: float) -> Place:
         """Return the place for the next step, after one that reached `accuracy`."""
         steps = place.steps + 1
-        last = place.index == len(self.lengths) - 1
+        last = place.level == len(self.lengths) - 1
         if last or steps < self.min_steps or accuracy < self.accuracy:
-            return Place(place.index, steps)
-        return Place(place.index + 1, 0)
+            return Place(place.level, steps)
+        return Place(place.level + 1, 0)
 
 
 Curriculum = FixedLengths | AdaptiveLengths

@@ -11,21 +11,23 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from equilm import config, record
 from equilm.config import ConfigError
-from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig, observed
+from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.model import LanguageModel, parameter_count
 from equilm.record import Record
 from equilm.tasks import IGNORE, build_task, cross_entropy_sum
 from equilm.train import checkpoint
 from equilm.train.checkpoint import Position
-from equilm.train.metrics import Metrics, StepReport, opened
+from equilm.train.metrics import Metrics, StepReport, opened, summary_writer
 from equilm.train.optim import build_optimizer, clip_gradients, set_rate
 from equilm.train.recipe import Recipe, pick_device
-from equilm.train.schedule import Place, at_phase
+from equilm.train.schedule import at_phase
 
 MAX_SKIPPED = 10  # steps without a finite gradient in a row before giving up
 
@@ -45,28 +47,29 @@ class Trainer:
         tensorboard: Whether to write a TensorBoard log too.
 
     Raises:
-        ConfigError: If the folder holds another run.
-        CheckpointError: If the checkpoint does not load.
+        ConfigError: If the folder holds another run, or the recipe does not fit together.
+        CheckpointError: If the newest checkpoint does not load; names the one before.
+        ValueError: If TensorBoard is asked for and not installed.
     """
 
     def __init__(
         self, recipe: Recipe, folder: Path, *, resume: bool = False, tensorboard: bool = False
     ) -> None:
-        self.recipe, self.folder, self.tensorboard = recipe, folder, tensorboard
+        self.recipe, self.folder = recipe, folder
+        self.writer = summary_writer() if tensorboard else None
         self.task = build_task(recipe.task)
         self.device = pick_device(recipe.device)
         generator = torch.Generator().manual_seed(recipe.seed)
         self.model = LanguageModel(recipe.model_for(self.task), generator=generator)
         self.model.to(self.device).train()
         self.optimizer = build_optimizer(self.model, recipe.optim)
-        self.about = {
-            "model": folder.name,
+        self.about: dict[str, Any] = {
+            "model": folder.resolve().name,
             "task": self.task.name,
             "seed": recipe.seed,
             **record.environment(self.device.type),
         }
-        self.step, self.place, self.seconds, self.skipped = 0, Place(), 0.0, 0
-        self._claim(resume)
+        self.position = self._claim(resume)
 
     def run(self) -> Iterator[StepReport]:
         """Train to the last step, and yield what each step was like.
@@ -74,121 +77,138 @@ class Trainer:
         Raises:
             Diverged: After ten steps in a row without a finite gradient.
             CheckpointError: If a checkpoint cannot be written.
+            OSError: If the metrics cannot be written.
         """
         recipe = self.recipe
-        with opened(self.folder, tensorboard=self.tensorboard) as metrics:
-            while self.step < recipe.steps:
+        with opened(self.folder, self.writer, step=self.position.step) as metrics:
+            while self.position.step < recipe.steps:
                 report = self._take_step()
-                if self.step % recipe.log_every == 0 or self.step == recipe.steps:
-                    metrics.write(report.records(**self.about))
-                if self.step == recipe.steps:
-                    self._sum_up(metrics)
-                if self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps:
+                at_end = report.step == recipe.steps
+                if report.step % recipe.log_every == 0 or at_end:
+                    metrics.write(report.records(self.about))
+                if at_end:
+                    metrics.write(self._summary())
+                if report.step % recipe.checkpoint_every == 0 or at_end:
                     self._save()
                 yield report
 
     def _take_step(self) -> StepReport:
         began = time.perf_counter()
-        recipe, share = self.recipe, self.step / self.recipe.steps
-        length = recipe.curriculum.lengths[self.place.index]
-        self._set_depth(share, length)
-        batch = self.task.batch(
-            split="train",
-            length=length,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            index=self.step,
-        )
-        tokens_BT, targets_BT = (part.to(self.device) for part in batch)
-        # Dropout draws from here; a function of the step survives any interruption.
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
-        with (
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bf16()),
-            observed(self.model) as solutions,
-        ):
-            logits_BTV, _ = self.model(tokens_BT)
+        recipe, here = self.recipe, self.position
+        length = recipe.curriculum.lengths[here.place.level]
+        tokens_BT, targets_BT = self._batch(length)
+        logits_BTV, sweeps = self._forward(tokens_BT, length)
         loss_sum, count = cross_entropy_sum(logits_BTV, targets_BT)
         loss = loss_sum / count
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        rate = recipe.optim.rate * recipe.optim.schedule.at(self.step, recipe.steps)
-        set_rate(self.optimizer, rate)
-        grad_norm = clip_gradients(self.model, recipe.optim.clip).item()
-        self._apply(grad_norm)
+        rate, grad_norm = self._descend(loss)
         correct = (logits_BTV.argmax(-1) == targets_BT).sum() / (targets_BT != IGNORE).sum()
-        accuracy = correct.item()
-        self.step += 1
-        self.place = recipe.curriculum.advance(
-            self.place, accuracy=accuracy, share=self.step / recipe.steps
-        )
+        accuracy, step = correct.item(), here.step + 1
         took = time.perf_counter() - began
-        self.seconds += took
+        self.position = Position(
+            step=step,
+            place=recipe.curriculum.advance(
+                here.place, accuracy=accuracy, share=step / recipe.steps
+            ),
+            skipped=0 if math.isfinite(grad_norm) else here.skipped + 1,
+            seconds=here.seconds + took,
+        )
+        self._check_finite()
         return StepReport(
-            step=self.step,
+            step=step,
             loss=loss.item(),
             accuracy=accuracy,
             length=length,
-            sweeps=sum(found.sweeps for found in solutions) / max(1, len(solutions)),
+            sweeps=sweeps,
             learning_rate=rate,
             grad_norm=grad_norm,
             tokens_per_second=tokens_BT.numel() / took,
-            seconds=self.seconds,
+            seconds=self.position.seconds,
         )
 
-    def _set_depth(self, share: float, length: int) -> None:
-        for part in self.model.modules():
-            if isinstance(part, Equilibrium):
-                base = EquilibriumConfig(solve=part.solve, gradient=part.gradient)
-                depth = at_phase(base, self.recipe.phases, share=share, length=length)
-                part.solve, part.gradient = depth.solve, depth.gradient
+    def _batch(self, length: int) -> tuple[Tensor, Tensor]:
+        batch = self.task.batch(
+            split="train",
+            length=length,
+            batch_size=self.recipe.batch_size,
+            seed=self.recipe.seed,
+            index=self.position.step,
+        )
+        tokens_BT, targets_BT = (part.to(self.device) for part in batch)
+        return tokens_BT, targets_BT
 
-    def _apply(self, grad_norm: float) -> None:
+    def _forward(self, tokens_BT: Tensor, length: int) -> tuple[Tensor, float]:
+        """Return the logits, and the sweeps a solve."""
+        recipe, core = self.recipe, self.model.core
+        if isinstance(core, Equilibrium) and self.model.config.equilibrium is not None:
+            # From the model's own settings each time, so that no step depends on the one before.
+            depth = at_phase(
+                self.model.config.equilibrium,
+                recipe.phases,
+                share=self.position.step / recipe.steps,
+                length=length,
+            )
+            core.solve, core.gradient = depth.solve, depth.gradient
+        # Dropout draws from here; a function of the step survives any interruption.
+        torch.manual_seed(recipe.seed * 1_000_003 + self.position.step)
+        uses_bf16 = recipe.precision == "bf16" and self.device.type == "cuda"
+        with (
+            torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bf16),
+            observed(self.model) as solutions,
+        ):
+            logits_BTV, _ = self.model(tokens_BT)
+        return logits_BTV, sum(found.sweeps for found in solutions) / max(1, len(solutions))
+
+    def _descend(self, loss: Tensor) -> tuple[float, float]:
+        """Take the optimizer step, if the gradient is finite; return its rate and its norm."""
+        optim, step = self.recipe.optim, self.position.step
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        rate = optim.rate * optim.schedule.at(step, self.recipe.steps)
+        set_rate(self.optimizer, rate)
+        grad_norm = clip_gradients(self.model, optim.clip).item()
         if math.isfinite(grad_norm):
             self.optimizer.step()
-            self.skipped = 0
-            return
-        self.skipped += 1
-        if self.skipped >= MAX_SKIPPED:
+        return rate, grad_norm
+
+    def _check_finite(self) -> None:
+        skipped = self.position.skipped
+        if skipped >= MAX_SKIPPED:
             raise Diverged(
-                f"step {self.step}: the gradient was not finite for {self.skipped} steps in a row; "
-                "lower optim.rate or optim.clip"
+                f"step {self.position.step}: the gradient was not finite for {skipped} steps in a "
+                "row; lower optim.rate or optim.clip"
             )
 
-    def _uses_bf16(self) -> bool:
-        return self.recipe.precision == "bf16" and self.device.type == "cuda"
-
-    def _claim(self, resume: bool) -> None:
-        """Take the folder for this recipe, and go on from its newest checkpoint if asked to."""
-        path = self.folder / "recipe.json"
-        if path.exists() and not resume:
+    def _claim(self, resume: bool) -> Position:
+        """Take the folder for this recipe, and return where to go on."""
+        path, metrics = self.folder / "recipe.json", self.folder / "metrics.jsonl"
+        begun = path.exists() or metrics.exists() or (self.folder / "checkpoints").exists()
+        if begun and not resume:
             raise ConfigError(
                 f"{self.folder}: holds a run already; go on with --resume, or choose another --out"
             )
-        if path.exists() and config.load(Recipe, path) != self.recipe:
+        if begun and config.load(Recipe, path) != self.recipe:
             raise ConfigError(
                 f"{self.folder}: was begun with another recipe; resume it without naming one"
             )
+        position = checkpoint.load_newest(self.folder, self.model, self.optimizer)
         self.folder.mkdir(parents=True, exist_ok=True)
         config.save(self.recipe, path)
-        newest = checkpoint.newest_checkpoint(self.folder)
-        if newest is not None:
-            position = checkpoint.load_checkpoint(newest, self.model, self.optimizer)
-            self.step, self.place = position.step, position.place
-            self.seconds = position.seconds
-        record.truncate(self.folder / "metrics.jsonl", self.step)
+        record.truncate(metrics, position.step)
+        return position
 
     def _save(self) -> None:
-        position = Position(step=self.step, place=self.place, seconds=self.seconds)
         checkpoint.save_checkpoint(
-            self.folder, self.model, self.optimizer, position, keep=self.recipe.keep_checkpoints
+            self.folder,
+            self.model,
+            self.optimizer,
+            self.position,
+            keep=self.recipe.keep_checkpoints,
         )
 
-    def _sum_up(self, metrics: Metrics) -> None:
+    def _summary(self) -> Iterator[Record]:
         totals = [
             ("parameters", float(parameter_count(self.model)), "count"),
-            ("seconds", self.seconds, "s"),
+            ("seconds", self.position.seconds, "s"),
         ]
-        metrics.write(
-            Record(name=name, value=value, unit=unit, step=self.step, **self.about)
-            for name, value, unit in totals
-        )
+        for name, value, unit in totals:
+            yield Record(name=name, value=value, unit=unit, step=self.position.step, **self.about)

@@ -151,7 +151,8 @@ class Equilibrium(Mixer):
 
     def _zeros(self, rows: int, tokens: int) -> Tensor:
         like = self.injection_norm.weight
-        return like.new_zeros(rows, tokens, self.width)
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return like.new_zeros(rows, tokens, self.width, dtype=dtype)
 
     def _report(self, found: Solution) -> None:
         if self._observer is not None:

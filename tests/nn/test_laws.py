@@ -1,0 +1,200 @@
+"""The six laws of `equilm/nn/mixer.py`, over every mixer and its stacks and equilibria."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from equilm import tree
+from equilm.nn.attention import AttentionState
+from equilm.nn.mixer import Mixer, State
+from equilm.nn.model import MIXERS
+from equilm.solve import Implicit, Picard, Solve
+from tests.nn.build import WIDTH, equilibrium_model, language_model
+from tests.tolerance import assert_close
+
+ROWS, TOKENS = 3, 5
+FORMS = [
+    "mixer",
+    "mixer-injected",
+    "stack",
+    "stack-injected",
+    "equilibrium-at-once",
+    "equilibrium-injected-window-1",
+    "equilibrium-window-2",
+]
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=MIXERS)
+def mixer(request: pytest.FixtureRequest, form: str) -> Mixer:
+    kind = str(request.param)
+    if form.startswith("equilibrium"):
+        window = int(form[-1]) if form[-1].isdigit() else None
+        solve = Solve(
+            solver=Picard(damping=1.0), tolerance=1e-9, max_steps=100, cycle=None, window=window
+        )
+        return equilibrium_model(kind, solve=solve, gradient=Implicit()).core
+    stack = language_model(kind).core
+    mixer = stack if form.startswith("stack") else stack.get_submodule("layers.0.mixer")
+    assert isinstance(mixer, Mixer)
+    return mixer
+
+
+@pytest.fixture
+def operation(form: str) -> str:
+    """The row of the table of tolerances."""
+    return "equilibrium" if form.startswith("equilibrium") else "mixer"
+
+
+@pytest.fixture(params=["recording", "not-recording"], autouse=True)
+def gradients(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An equilibrium takes other paths while autograd records; the laws hold on both."""
+    with torch.set_grad_enabled(request.param == "recording"):
+        yield
+
+
+@pytest.fixture
+def inject_BTE(form: str, mixer: Mixer) -> Tensor | None:
+    """What a surrounding equilibrium adds, or nothing."""
+    if "injected" not in form:
+        return None
+    return torch.randn(ROWS, TOKENS, mixer.inject_width, dtype=torch.float64)
+
+
+@pytest.fixture
+def x_BTD() -> Tensor:
+    return torch.randn(ROWS, TOKENS, WIDTH, dtype=torch.float64)
+
+
+def part(inject_BTE: Tensor | None, rows: slice, tokens: slice) -> Tensor | None:
+    return None if inject_BTE is None else inject_BTE[rows, tokens]
+
+
+def live(state: State) -> Iterator[Tensor]:
+    """The tensors of a state without the scratch slots of attention."""
+    if isinstance(state, AttentionState):
+        slots_S = torch.arange(state.key_BSHP.shape[1])
+        for row, length in enumerate(state.length_B.tolist()):
+            yield from (buffer[row, slots_S < length] for buffer in state[:2])
+        yield state.length_B
+    elif isinstance(state, Tensor):
+        yield state
+    else:
+        for child in state:
+            yield from live(child)
+
+
+def assert_same_state(operation: str, got: State, expected: State) -> None:
+    for one, other in zip(live(got), live(expected), strict=True):
+        if one.dtype == torch.int64:
+            assert torch.equal(one, other)
+        else:
+            assert_close(operation, one, other)
+
+
+def filled(mixer: Mixer, x_BTD: Tensor, capacity: int = TOKENS) -> State:
+    """A state that has seen four tokens, with room for `capacity` more."""
+    before_BTD = torch.randn(len(x_BTD), 4, WIDTH, dtype=torch.float64)
+    _, state = mixer(before_BTD, mixer.init_state(len(x_BTD), 4 + capacity))
+    return state
+
+
+def clone(state: State) -> State:
+    return tree.map_(torch.clone, state)
+
+
+def test_causal(mixer: Mixer, x_BTD: Tensor, inject_BTE: Tensor | None, operation: str) -> None:
+    y_BTD, _ = mixer(x_BTD, None, inject_BTE)
+    for t in (1, TOKENS - 1):
+        later_BTD = torch.cat([x_BTD[:, :t], torch.randn_like(x_BTD[:, t:])], dim=1)
+        later_BTE = inject_BTE
+        if inject_BTE is not None:
+            later_BTE = torch.cat([inject_BTE[:, :t], torch.randn_like(inject_BTE[:, t:])], dim=1)
+        got_BTD, _ = mixer(later_BTD, None, later_BTE)
+        assert_close(operation, got_BTD[:, :t], y_BTD[:, :t])
+        assert (got_BTD[:, t] - y_BTD[:, t]).abs().amax() > 1e-3
+
+
+@pytest.mark.parametrize("sizes", [[1] * TOKENS, [2, 1, 2], [TOKENS - 1, 1]])
+def test_chunk(
+    mixer: Mixer, x_BTD: Tensor, inject_BTE: Tensor | None, sizes: list[int], operation: str
+) -> None:
+    state = filled(mixer, x_BTD)
+    y_BTD, last = mixer(x_BTD, clone(state), inject_BTE)
+    pieces, start = [], 0
+    for size in sizes:
+        here = slice(start, start + size)
+        piece_BTD, state = mixer(x_BTD[:, here], state, part(inject_BTE, slice(None), here))
+        pieces.append(piece_BTD)
+        start += size
+    assert_close(operation, torch.cat(pieces, dim=1), y_BTD)
+    assert_same_state(operation, state, last)
+
+
+def test_value(mixer: Mixer, x_BTD: Tensor, inject_BTE: Tensor | None, operation: str) -> None:
+    state = filled(mixer, x_BTD)
+    before = clone(state)
+    y_BTD, after = mixer(x_BTD, state, inject_BTE)
+    for got, want in zip(live(state), live(before), strict=True):
+        assert torch.equal(got, want)
+    # To reject the tokens is to keep the old state; to accept them is to keep the new one.
+    again_BTD, _ = mixer(x_BTD, state, inject_BTE)
+    assert torch.equal(again_BTD, y_BTD)
+    changed = [
+        got.shape != want.shape or not torch.equal(got, want)
+        for got, want in zip(live(after), live(state), strict=True)
+    ]
+    assert all(changed)
+
+
+def test_row(mixer: Mixer, x_BTD: Tensor, inject_BTE: Tensor | None, operation: str) -> None:
+    state = filled(mixer, x_BTD)
+    alone = [tree.take(clone(state), torch.tensor([row])) for row in range(ROWS)]
+    y_BTD, last = mixer(x_BTD, state, inject_BTE)
+    for row in range(ROWS):
+        here = slice(row, row + 1)
+        got_BTD, after = mixer(x_BTD[here], alone[row], part(inject_BTE, here, slice(None)))
+        assert_close(operation, got_BTD, y_BTD[here])
+        assert_same_state(operation, after, tree.take(last, torch.tensor([row])))
+
+
+def test_empty(mixer: Mixer, x_BTD: Tensor, inject_BTE: Tensor | None, operation: str) -> None:
+    y_BTD, last = mixer(x_BTD, None, inject_BTE)
+    got_BTD, after = mixer(x_BTD, mixer.init_state(ROWS, TOKENS), inject_BTE)
+    assert_close(operation, got_BTD, y_BTD)
+    assert_same_state(operation, after, last)
+
+
+@pytest.mark.parametrize("start", ["empty", "filled"])
+def test_valid(
+    mixer: Mixer, x_BTD: Tensor, inject_BTE: Tensor | None, start: str, operation: str
+) -> None:
+    valid_B = torch.tensor([0, 3, TOKENS])
+    before = None if start == "empty" else filled(mixer, x_BTD)
+    fresh = mixer.init_state(ROWS, TOKENS) if before is None else clone(before)
+    x_BTD[torch.arange(TOKENS) >= valid_B[:, None]] = 1e6
+    y_BTD, last = mixer(x_BTD, before, inject_BTE, valid_B)
+    for row, valid in enumerate(valid_B.tolist()):
+        here, tokens = slice(row, row + 1), slice(valid)
+        expected = tree.take(fresh, torch.tensor([row]))
+        if valid:
+            short_BTE = part(inject_BTE, here, tokens)
+            short_BTD, expected = mixer(x_BTD[here, tokens], expected, short_BTE)
+            assert_close(operation, y_BTD[here, tokens], short_BTD)
+        assert_same_state(operation, tree.take(last, torch.tensor([row])), expected)
+
+
+def test_rows_of_different_lengths_go_on(mixer: Mixer, x_BTD: Tensor, operation: str) -> None:
+    valid_B = torch.tensor([1, 2, 3])
+    _, state = mixer(x_BTD[:, :3], mixer.init_state(ROWS, TOKENS), None, valid_B)
+    rest_BTD = torch.stack([x_BTD[row, start : start + 2] for row, start in enumerate([1, 2, 3])])
+    got_BTD, _ = mixer(rest_BTD, state)
+    whole_BTD, _ = mixer(x_BTD)
+    for row, start in enumerate(valid_B.tolist()):
+        assert_close(operation, got_BTD[row], whole_BTD[row, start : start + 2])

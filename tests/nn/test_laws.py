@@ -37,9 +37,9 @@ def mixer(request: pytest.FixtureRequest, form: str) -> Mixer:
     if form.startswith("equilibrium"):
         window = int(form[-1]) if form[-1].isdigit() else None
         solve = Solve(
-            solver=Picard(damping=1.0), tolerance=1e-9, max_steps=100, cycle=None, window=window
+            solver=Picard(damping=1.0), tolerance=1e-7, max_steps=100, cycle=None, window=window
         )
-        return equilibrium_model(kind, solve=solve, gradient=Implicit()).core
+        return equilibrium_model(kind, num_layers=1, solve=solve, gradient=Implicit()).core
     stack = language_model(kind).core
     mixer = stack if form.startswith("stack") else stack.get_submodule("layers.0.mixer")
     assert isinstance(mixer, Mixer)

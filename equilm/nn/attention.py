@@ -150,11 +150,11 @@ def _closed(new_BTHP: Tensor) -> Tensor:
 
 
 def _write(buffer_BSHP: Tensor, new_BTHP: Tensor, position_BT: Tensor) -> Tensor:
-    """Put the new tokens into their slots; in place, unless autograd has to remember the old."""
+    """Put the new tokens into their slots; in place, unless autograd needs the buffer as it is."""
     new_BTHP = new_BTHP.to(buffer_BSHP.dtype)
     rows_B1 = torch.arange(buffer_BSHP.shape[0], device=buffer_BSHP.device)[:, None]
     # Padding, and the overhang of a window, may lie past the end: the last slot takes it.
     index = (rows_B1, position_BT.clamp(max=buffer_BSHP.shape[1] - 1))
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or buffer_BSHP.requires_grad:
         return buffer_BSHP.index_put(index, new_BTHP)
     return buffer_BSHP.index_put_(index, new_BTHP)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from equilm import tree
 from equilm.nn.linear import Linear, prepared
 from equilm.nn.mixer import Mixer, State
 from equilm.nn.norm import RMSNorm
@@ -99,16 +100,15 @@ class Equilibrium(Mixer):
         self, u_BTE: Tensor, state: State, valid_B: Tensor | None
     ) -> tuple[Tensor, State]:
         rows, tokens, _ = u_BTE.shape
-
-        def transition(z_BTD: Tensor) -> tuple[Tensor, State]:
-            return self.body(z_BTD, state, u_BTE, valid_B)
-
         settled_BT = None
         if valid_B is not None:
             settled_BT = torch.arange(tokens, device=u_BTE.device) >= valid_B[:, None]
+        recording = torch.is_grad_enabled()
         with torch.no_grad():
+            # Sweeps write into the scratch slots of buffers that autograd may have saved.
+            scratch = tree.map_(torch.clone, state) if recording else state
             found = iterate(
-                transition,
+                lambda z_BTD: self.body(z_BTD, scratch, u_BTE, valid_B),
                 self._zeros(rows, tokens),
                 self.solve,
                 chain=True,
@@ -116,9 +116,11 @@ class Equilibrium(Mixer):
                 trace=self._trace,
             )
         self._report(found)
-        if torch.is_grad_enabled():
-            return self.gradient.attach(transition, found.value)
-        return found.last or transition(found.value)
+        if recording:
+            return self.gradient.attach(
+                lambda z_BTD: self.body(z_BTD, state, u_BTE, valid_B), found.value
+            )
+        return found.last or self.body(found.value, state, u_BTE, valid_B)
 
     def _solve_in_pieces(
         self, u_BTE: Tensor, state: State, valid_B: Tensor | None, window: int

@@ -10,7 +10,7 @@ Written whole or not at all and never unpickled: `equilm/nn/folder.py`. Read `tr
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -36,7 +36,7 @@ class Position:
     """Where a run stands. Data and dropout follow from the step, so they need no more."""
 
     step: int = 0  # taken
-    place: Place = Place()  # in the curriculum
+    place: Place = field(default_factory=Place)  # in the curriculum
     skipped: int = 0  # steps without a finite gradient, the last ones in a row
     seconds: float = 0.0  # of training
 
@@ -46,10 +46,8 @@ def save_checkpoint(
     model: LanguageModel,
     optimizer: torch.optim.Optimizer,
     position: Position,
-    *,
-    keep: int,
 ) -> Path:
-    """Write a checkpoint, whole or not at all, and then delete all but the newest `keep`.
+    """Write a checkpoint, whole or not at all.
 
     Raises:
         CheckpointError: If it could not be written; names the last good one.
@@ -71,8 +69,16 @@ def save_checkpoint(
         raise CheckpointError(
             f"{folder}: could not be written ({error}); {_last_good(run)}"
         ) from None
-    _delete_before(complete_checkpoints(run)[-keep:][0])
     return folder
+
+
+def delete_old(run: Path, *, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what a kill left of one deleted before."""
+    kept = [step_of(folder) or 0 for folder in complete_checkpoints(run)[-keep:]]
+    for folder in Path(run, "checkpoints").glob("step-*"):
+        step = step_of(folder)
+        if step is not None and step < min(kept, default=0):
+            shutil.rmtree(folder)
 
 
 def load_newest(run: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> Position:
@@ -136,13 +142,3 @@ def newest_checkpoint(run: Path) -> Path | None:
 def _last_good(run: Path) -> str:
     newest = newest_checkpoint(run)
     return f"the last good one is {newest}" if newest else "there is no earlier one"
-
-
-def _delete_before(folder: Path) -> None:
-    """Delete every older checkpoint beside one, what a kill left of a deletion included."""
-    oldest = step_of(folder)
-    assert oldest is not None
-    for other in folder.parent.glob("step-*"):
-        step = step_of(other)
-        if step is not None and step < oldest:
-            shutil.rmtree(other)

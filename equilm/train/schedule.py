@@ -172,7 +172,7 @@ class AdaptiveLengths:
         """Return the place for the next step, after one that reached `accuracy`."""
         steps = place.steps + 1
         last = place.level == len(self.lengths) - 1
-        if last or steps < self.min_steps or accuracy < self.accuracy:
+        if last or steps < self.min_steps or not accuracy >= self.accuracy:
             return Place(place.level, steps)
         return Place(place.level + 1, 0)
 

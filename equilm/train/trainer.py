@@ -24,7 +24,7 @@ from equilm.record import Record
 from equilm.tasks import IGNORE, build_task, cross_entropy_sum
 from equilm.train import checkpoint
 from equilm.train.checkpoint import Position
-from equilm.train.metrics import Metrics, StepReport, opened, summary_writer
+from equilm.train.metrics import StepReport, opened, summary_writer
 from equilm.train.optim import build_optimizer, clip_gradients, set_rate
 from equilm.train.recipe import Recipe, pick_device
 from equilm.train.schedule import at_phase
@@ -194,16 +194,12 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         config.save(self.recipe, path)
         record.truncate(metrics, position.step)
+        checkpoint.delete_old(self.folder, keep=self.recipe.keep_checkpoints)
         return position
 
     def _save(self) -> None:
-        checkpoint.save_checkpoint(
-            self.folder,
-            self.model,
-            self.optimizer,
-            self.position,
-            keep=self.recipe.keep_checkpoints,
-        )
+        checkpoint.save_checkpoint(self.folder, self.model, self.optimizer, self.position)
+        checkpoint.delete_old(self.folder, keep=self.recipe.keep_checkpoints)
 
     def _summary(self) -> Iterator[Record]:
         totals = [

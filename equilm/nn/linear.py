@@ -115,7 +115,8 @@ class Linear(Weight):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return y (…, outputs)."""
-        return nn.functional.linear(x_BTD, self.effective(), self.bias)
+        weight = self.effective()
+        return nn.functional.linear(x_BTD.to(weight.dtype), weight, self.bias)
 
 
 class DepthwiseTaps(Weight):

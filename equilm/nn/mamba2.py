@@ -134,13 +134,14 @@ class Mamba2(Mixer):
         )
         directions = config.groups * config.state_size
         x_BTI, b_BTS, c_BTS = xbc_BTC.split([self.inner, directions, directions], dim=-1)
-        dt_BTH = F.softplus(dt_BTH.to(self.dt_bias.dtype) + self.dt_bias)
+        wide = torch.promote_types(self.A_log.dtype, torch.float32)
+        dt_BTH = F.softplus(dt_BTH.to(wide) + self.dt_bias)
         if valid_B is not None:
             dt_BTH = dt_BTH * _is_valid(valid_B, dt_BTH.shape[1])[..., None]
         y_BTHP, scan_BHPN = ssd(
             x_BTI.unflatten(-1, (self.heads, config.head_width)),
             dt_BTH,
-            -torch.exp(self.A_log),
+            -torch.exp(self.A_log.to(wide)),
             b_BTS.unflatten(-1, (config.groups, config.state_size)),
             c_BTS.unflatten(-1, (config.groups, config.state_size)),
             self.D,

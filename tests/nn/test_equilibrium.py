@@ -1,5 +1,6 @@
 """Windows, batches and gradients of the equilibrium of a stack."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,19 +8,21 @@ import torch
 from torch import Tensor
 
 from equilm import tree
+from equilm.nn.block import Block, Stack
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.linear import prepared
 from equilm.nn.model import MIXERS, LanguageModel
 from equilm.solve import (
     Anderson,
     Implicit,
+    Phantom,
     Picard,
     Solve,
     Status,
     spectral_radius,
 )
 from tests.nn.build import equilibrium_model
-from tests.tolerance import assert_close
+from tests.tolerance import assert_close, error
 
 VOCAB = 11
 TIGHT = Solve(solver=Anderson(), tolerance=1e-11, max_steps=200, cycle=None)
@@ -71,7 +74,7 @@ def test_all_windows_agree(kind: str, seed: int) -> None:
         assert radius(model, tokens_BT[:, :8]) < 0.7
     expected_BTV, last = model(tokens_BT)
     for window in (1, 2, 7, 64, length):
-        core_of(model).solve = float32_model(kind, window=window).core.solve  # type: ignore[assignment]
+        core_of(model).solve = replace(core_of(model).solve, window=window)
         state = model.init_state(2, length)
         with observed(model) as found:
             got_BTV, after = model(tokens_BT, state)
@@ -109,3 +112,167 @@ def test_the_implicit_gradient_is_the_same_in_every_window(kind: str, window: in
         assert got is not None
         assert want is not None
         assert_close("gradient", got, want)
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_the_gradient_of_the_whole_model_is_finite_differences(kind: str) -> None:
+    model, tokens_BT = tight_model(kind), tokens_of(2, 3)
+    parameters = dict(model.named_parameters())
+
+    def logits(*values: Tensor) -> Tensor:
+        replaced = dict(zip(parameters, values, strict=True))
+        return torch.func.functional_call(model, replaced, (tokens_BT,))[0]
+
+    assert torch.autograd.gradcheck(logits, tuple(parameters.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize("window", [None, 1])
+def test_the_gradient_through_both_states_is_finite_differences(
+    kind: str, window: int | None
+) -> None:
+    model, tokens_BT = tight_model(kind, window=window), tokens_of(2, 2)
+    with torch.no_grad():
+        _, start = model(tokens_of(2, 3, seed=1), model.init_state(2, 5))
+    moving = [leaf for leaf in tree.leaves(start) if leaf.is_floating_point()]
+
+    def run(*values: Tensor) -> tuple[Tensor, ...]:
+        given = iter(values)
+        state = tree.map_(lambda leaf: next(given) if leaf.is_floating_point() else leaf, start)
+        logits_BTV, after = model(tokens_BT, state)
+        # The last slot of an attention buffer is scratch, and full of what was written last.
+        finals = [leaf[:, :5] if leaf.ndim > 3 else leaf for leaf in live_leaves(after)]
+        return logits_BTV, *finals
+
+    inputs = tuple(leaf.clone().requires_grad_() for leaf in moving)
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+def live_leaves(state: Any) -> list[Tensor]:
+    return [leaf for leaf in tree.leaves(state) if leaf.is_floating_point()]
+
+
+def gradients_of(model: LanguageModel, tokens_BT: Tensor) -> list[Tensor]:
+    logits_BTV, _ = model(tokens_BT)
+    loss = (logits_BTV * torch.arange(VOCAB)).sum()
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_a_long_phantom_gradient_is_the_implicit_one(kind: str) -> None:
+    tokens_BT = tokens_of(2, 3)
+    exact = gradients_of(tight_model(kind), tokens_BT)
+    long = gradients_of(tight_model(kind, gradient=Phantom(steps=60)), tokens_BT)
+    short = gradients_of(tight_model(kind, gradient=Phantom(steps=2)), tokens_BT)
+    for got, want in zip(long, exact, strict=True):
+        assert_close("gradient", got, want)
+    assert max(error(got, want) for got, want in zip(short, exact, strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize("gradient", [Implicit(), Phantom()])
+def test_frozen_parameters_leave_the_other_gradients_as_they_are(kind: str, gradient: Any) -> None:
+    model, tokens_BT = tight_model(kind, gradient=gradient, window=2), tokens_of(2, 4)
+    expected = gradients_of(model, tokens_BT)[-1]
+    for parameter in list(model.parameters())[:-1]:
+        parameter.requires_grad_(False)
+    logits_BTV, _ = model(tokens_BT)
+    (logits_BTV * torch.arange(VOCAB)).sum().backward()
+    last = list(model.parameters())[-1].grad
+    assert last is not None
+    assert_close("gradient", last, expected)
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_no_steps_and_a_phantom_gradient_are_the_unrolled_network(kind: str) -> None:
+    model, tokens_BT = tight_model(kind, gradient=Phantom(steps=3, damping=0.8)), tokens_of(2, 4)
+    core = core_of(model)
+    core.solve = Solve(max_steps=0)
+    with observed(model) as found:
+        got = gradients_of(model, tokens_BT)
+    assert (found[0].status == Status.CAPPED).all()
+    assert (found[0].steps == 0).all()
+    u_BTE = core.inject(model.embed(tokens_BT))
+    z_BTD = torch.zeros(2, 4, core.width, dtype=torch.float64)
+    for _ in range(3):
+        z_BTD = 0.2 * z_BTD + 0.8 * core.body(z_BTD, None, u_BTE)[0]
+    loss = (model.logits(z_BTD) * torch.arange(VOCAB)).sum()
+    for one, other in zip(got, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+        assert_close("gradient", one, other)
+
+
+@pytest.mark.parametrize("window", [1, 3, None])
+def test_without_autograd_the_output_is_one_undamped_evaluation(window: int | None) -> None:
+    model, tokens_BT = tight_model("mamba2"), tokens_of(2, 6)
+    core = core_of(model)
+    core.solve = Solve(tolerance=0.1, window=window)
+    x_BTD = model.embed(tokens_BT)
+    with torch.no_grad(), observed(model) as found:
+        y_BTD, _ = core(x_BTD)
+        expected_BTD, _ = core.body(found[0].value, None, core.inject(x_BTD))
+    assert error(found[0].value, expected_BTD) > 1e-3
+    assert_close("mixer", y_BTD, expected_BTD)
+
+
+def test_what_does_not_converge_is_a_status() -> None:
+    model, tokens_BT = tight_model("attention"), tokens_of(2, 6)
+    for window in (None, 2):
+        core_of(model).solve = Solve(tolerance=1e-9, max_steps=2, window=window)
+        with torch.no_grad(), observed(model) as found:
+            logits_BTV, _ = model(tokens_BT)
+        assert (found[0].status == Status.CAPPED).any()
+        assert (found[0].steps > 0).all()
+        assert torch.isfinite(logits_BTV).all()
+
+
+def test_observed_collects_every_solve_and_then_stops() -> None:
+    model, tokens_BT = tight_model("mamba2", window=2), tokens_of(2, 5)
+    with observed(model, trace=True) as found:
+        model(tokens_BT)
+        with torch.no_grad():
+            model(tokens_BT)
+    model(tokens_BT)
+    assert [solution.value.shape[1] for solution in found] == [2, 2, 1, 5]
+    assert found[0].trace is not None
+    assert found[0].trace.shape == (found[0].sweeps, 2, 2)
+    with pytest.raises(ZeroDivisionError), observed(model):
+        raise ZeroDivisionError
+    assert core_of(model)._observer is None
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("recording", [True, False])
+def test_half_precision(kind: str, window: int | None, recording: bool) -> None:
+    model, tokens_BT = float32_model(kind, window=window), tokens_of(2, 6)
+    core_of(model).solve = replace(core_of(model).solve, tolerance=0.02, solver=Anderson())
+    with torch.set_grad_enabled(recording):
+        expected_BTV, _ = model(tokens_BT)
+        with torch.autocast("cpu", dtype=torch.bfloat16), observed(model) as found:
+            cast_BTV, state = model(tokens_BT)
+            if recording:
+                cast_BTV.sum().backward()
+        narrow_BTV, _ = model.bfloat16()(tokens_BT)
+    assert found[0].value.dtype == torch.float32
+    assert (found[0].status == Status.CONVERGED).all()
+    if kind == "mamba2":
+        assert {leaf.dtype for leaf in tree.leaves(state)} == {torch.float32}
+    for got_BTV in (cast_BTV, narrow_BTV):
+        assert got_BTV.dtype == torch.float32
+        assert error(got_BTV, expected_BTV) < 0.1
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_an_equilibrium_is_a_mixer_of_a_block(kind: str) -> None:
+    """One solve a layer, as in fixed-point RNNs."""
+    layers = [core_of(tight_model(kind)), core_of(tight_model(kind))]
+    width = layers[0].width
+    stack = Stack([Block(layer, None, width) for layer in layers], width).double()
+    x_BTD = torch.randn(2, 4, width, dtype=torch.float64, requires_grad=True)
+    y_BTD, _ = stack(x_BTD)
+    first_BTD, state = stack(x_BTD[:, :3], stack.init_state(2, 4))
+    second_BTD, _ = stack(x_BTD[:, 3:], state)
+    assert_close("equilibrium", torch.cat([first_BTD, second_BTD], dim=1), y_BTD)
+    (gradient_BTD,) = torch.autograd.grad(y_BTD[:, 1].sum(), x_BTD)
+    assert (gradient_BTD[:, 2:] == 0).all()
+    assert (gradient_BTD[:, :2] != 0).all()

@@ -14,7 +14,7 @@ class OptimConfig:
 
     Args:
         rate: Peak learning rate, > 0.
-        betas: Decay rates of the two moments.
+        betas: Decay rates of the two moments, in [0, 1).
         weight_decay: Of matrices alone; vectors, gains, embedding, decay rates and step sizes have
             none.
         clip: Largest norm of the whole gradient, > 0.
@@ -33,6 +33,8 @@ class OptimConfig:
         for name in ("rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a number > 0, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay: expected a number >= 0, got {self.weight_decay}")
 

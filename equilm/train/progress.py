@@ -27,9 +27,10 @@ def show(reports: Iterable[StepReport], *, name: str, num_steps: int, console: C
     if not console.is_terminal:
         _show_plain(reports, name, num_steps, console)
         return
+    spare = console.width - 100  # the numbers need a hundred
     columns = [
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=8),
+        *([BarColumn(bar_width=min(24, spare))] if spare > 4 else []),
         TextColumn("{task.completed}/{task.total}"),
         # In a narrow terminal the numbers take a second line.
         TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=False)),

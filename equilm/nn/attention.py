@@ -53,7 +53,8 @@ class Attention(Mixer):
         dropout: Rate of the variational dropout on the output.
 
     Raises:
-        ValueError: If the heads do not divide evenly; if a state is full.
+        ValueError: If the heads do not divide evenly. That a state has room is for the caller to
+            check (`room`); the language model does.
 
     Source: Llama as in `transformers`; injection as in arXiv 2502.07827 (before the rotation).
     """

@@ -118,9 +118,10 @@ class LanguageModel(nn.Module):
             logits_BTV in float32 or wider over the unpadded vocabulary, and the next state.
 
         Raises:
-            ValueError: For an empty sequence, a token out of range, a state without room.
+            ValueError: For an empty sequence, a token out of range, a state without room, a count
+                of valid tokens that is none.
         """
-        self._check(tokens_BT, state)
+        self._check(tokens_BT, state, valid_B)
         z_BTD, state = self.core(self.embed(tokens_BT), state, None, valid_B)
         return self.logits(z_BTD), state
 
@@ -135,13 +136,21 @@ class LanguageModel(nn.Module):
         logits_BTV = nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD)
         return logits_BTV.float() if logits_BTV.dtype.itemsize < 4 else logits_BTV
 
-    def _check(self, tokens_BT: Tensor, state: State) -> None:
-        if tokens_BT.ndim != 2 or tokens_BT.shape[1] < 1:
-            raise ValueError(f"tokens: expected (batch, length >= 1), got {tuple(tokens_BT.shape)}")
+    def _check(self, tokens_BT: Tensor, state: State, valid_B: Tensor | None) -> None:
+        if tokens_BT.ndim != 2 or tokens_BT.numel() < 1:
+            shape = tuple(tokens_BT.shape)
+            raise ValueError(f"tokens: expected (batch >= 1, length >= 1), got {shape}")
         low, high = int(tokens_BT.min()), int(tokens_BT.max())
         if low < 0 or high >= self.vocab_size:
             raise ValueError(
                 f"tokens: expected ids in [0, {self.vocab_size}), got {low if low < 0 else high}"
+            )
+        rows, length = tokens_BT.shape
+        if valid_B is not None and not (
+            valid_B.shape == (rows,) and 0 <= int(valid_B.min()) <= int(valid_B.max()) <= length
+        ):
+            raise ValueError(
+                f"valid: expected {rows} counts in [0, {length}], got {valid_B.tolist()}"
             )
         for part in state or ():
             if isinstance(part, AttentionState) and room(part) < tokens_BT.shape[1]:

@@ -78,9 +78,7 @@ def test_a_state_without_room_is_an_error(build: Any) -> None:
     with torch.no_grad():
         _, state = model(tokens_of(2, 3), model.init_state(2, 5))
         model(tokens_of(2, 2), state)
-        with pytest.raises(
-            ValueError, match=r"state: expected room for 3 tokens, got 2; .*init"
-        ):
+        with pytest.raises(ValueError, match=r"state: expected room for 3 tokens, got 2; .*init"):
             model(tokens_of(2, 3), state)
 
 

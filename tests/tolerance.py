@@ -16,6 +16,8 @@ TOLERANCE: dict[str, dict[torch.dtype, float]] = {
     # One computation in batches of different sizes.
     "row": {torch.float32: 2e-6},
     "gradient": {torch.float64: 1e-8},
+    # Central differences with a step of 1e-5.
+    "differences": {torch.float64: 1e-7},
     "jacobian": {torch.float64: 1e-8},
 }
 

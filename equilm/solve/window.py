@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from equilm import tree
-from equilm.solve.iterate import Progress, Solution, Solve, Status, begin, sweep
+from equilm.solve.iterate import Solution, Solve, Status, begin, sweep
 
 # (z (B, W, N), inject (B, W, E), state, valid (B,) or None) → (F(z), state after `valid` positions)
 Step = Callable[[Tensor, Tensor, Any, Tensor | None], tuple[Tensor, Any]]
@@ -72,7 +72,7 @@ class _Slider:
         dtype = torch.promote_types(inject.dtype, torch.float32)
         zeros = torch.zeros(rows, window, size, dtype=dtype, device=device)
         self.fresh = begin(zeros, solve)
-        self.progress = self._close_overhang(self.fresh)
+        self.progress = self.fresh
         blank = (rows, length + 2 * window)
         self.value = torch.zeros(*blank, size, dtype=dtype, device=device)
         self.image = torch.zeros_like(self.value)
@@ -134,7 +134,6 @@ class _Slider:
                 p,
                 self.fresh,
             )
-        self.progress = self._close_overhang(self.progress)
 
     def _targets(self, moved: Tensor) -> Tensor:
         """Where each position of the window is kept; the unkept ones go behind the end."""
@@ -149,11 +148,6 @@ class _Slider:
     def _view(self) -> Tensor:
         index = (self.start[:, None] + self.offsets).clamp(max=self.chain.shape[1] - 1)
         return self.chain.gather(1, _like(index, self.chain))
-
-    def _close_overhang(self, progress: Progress) -> Progress:
-        beyond = self.start[:, None] + self.offsets >= self.limit[:, None]
-        closed = torch.where(beyond, int(Status.CONVERGED), progress.status).to(torch.int8)
-        return progress._replace(status=closed)
 
 
 def _like(index: Tensor, leaf: Tensor) -> Tensor:

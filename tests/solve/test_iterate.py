@@ -53,6 +53,7 @@ def test_capped_and_improving_is_the_plain_unrolled_iteration() -> None:
         last, z = z, problem.function(z, problem.b)
     found = solved(problem, solver=Picard(damping=1.0), max_steps=3)
     assert torch.equal(found.value, z)
+    assert found.last is None, "an evaluation of another point than the value"
     image = problem.function(last, problem.b)
     assert torch.equal(found.residual, relative_residual(image, last))
 

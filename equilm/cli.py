@@ -223,7 +223,7 @@ def _evaluate_run(path: Path, settings: "EvaluationConfig") -> list["Record"]:
     from equilm.measure.evaluate import evaluate as measure
     from equilm.tasks import build_task
     from equilm.train.checkpoint import newest_checkpoint, step_of
-    from equilm.train.recipe import Recipe, pick_device
+    from equilm.train.recipe import Recipe, use_device
 
     path = path.resolve()
     run = next((one for one in (path, *path.parents) if (one / "recipe.json").exists()), None)
@@ -233,7 +233,7 @@ def _evaluate_run(path: Path, settings: "EvaluationConfig") -> list["Record"]:
     folder = newest_checkpoint(run) if path == run else path
     if folder is None:
         raise ValueError(f"{run}: expected a checkpoint, got none yet")
-    device = pick_device(recipe.device)
+    device = use_device(recipe.device, threads=recipe.threads)
     about = {
         "model": run.name,
         "seed": recipe.seed,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from equilm.measure.jacobian import jacobian_records
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
@@ -136,7 +137,10 @@ def _measured(model: LanguageModel, task: Task, config: EvaluationConfig) -> Ite
     for span in config.spans:
         answers = answer(model, batch, replace(solve, window=span))
         yield from _reported(answers, config.lengths, span=span)
-    yield from _residuals(model, batch.tokens_BT[:1, :TRACE_LENGTH], solve)
+    tokens_1T = batch.tokens_BT[:1, :TRACE_LENGTH]
+    yield from _residuals(model, tokens_1T, solve)
+    for one in jacobian_records(model, tokens_1T):
+        yield replace(one, length=tokens_1T.shape[1])
 
 
 def _reported(answers: Answers, lengths: tuple[int, ...], *, span: int | None) -> Iterator[Record]:

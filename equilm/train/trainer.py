@@ -26,7 +26,7 @@ from equilm.train import checkpoint
 from equilm.train.checkpoint import Position
 from equilm.train.metrics import StepReport, opened, summary_writer
 from equilm.train.optim import build_optimizer, clip_gradients, set_rate
-from equilm.train.recipe import Recipe, pick_device
+from equilm.train.recipe import Recipe, use_device
 from equilm.train.schedule import at_phase
 
 MAX_SKIPPED = 10  # steps without a finite gradient in a row before giving up
@@ -58,7 +58,7 @@ class Trainer:
         self.recipe, self.folder = recipe, folder
         self.writer = summary_writer() if tensorboard else None
         self.task = build_task(recipe.task)
-        self.device = pick_device(recipe.device)
+        self.device = use_device(recipe.device, threads=recipe.threads)
         generator = torch.Generator().manual_seed(recipe.seed)
         self.model = LanguageModel(recipe.model_for(self.task), generator=generator)
         self.model.to(self.device).train()

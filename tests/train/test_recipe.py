@@ -11,7 +11,7 @@ from equilm.config import ConfigError
 from equilm.nn.model import LanguageModel, parameter_count
 from equilm.nn.presets import preset
 from equilm.tasks import WordProblemConfig, build_task
-from equilm.train.recipe import Recipe, pick_device
+from equilm.train.recipe import Recipe, use_device
 from tests.train.tiny import MODEL, TINY
 
 RECIPES = sorted(Path("recipes").glob("*.toml"))
@@ -76,9 +76,9 @@ def test_a_mistake_is_one_line(override: str, told: str) -> None:
 
 
 def test_the_device_is_what_there_is() -> None:
-    assert pick_device("cpu").type == "cpu"
+    assert use_device("cpu").type == "cpu"
     there = torch.cuda.is_available()
-    assert pick_device("auto").type == ("cuda" if there else "cpu")
+    assert use_device("auto").type == ("cuda" if there else "cpu")
     if not there:
         with pytest.raises(ValueError, match="device: expected cpu on this machine, got cuda"):
-            pick_device("cuda")
+            use_device("cuda")

@@ -89,8 +89,8 @@ def effort_table(records: Iterable[Record]) -> Table | None:
         records: Records of an evaluation, others are passed over.
 
     Returns:
-        The table, a row a model and window at its longest length; None if there is no such
-        Record. A column nobody has a value for is left out.
+        The table, a column a model and window at its longest length; None if there is no such
+        Record. A row nobody has a value for is left out.
     """
     records = list(records)
     measured = {name: select.lines(records, name) for name, _, _ in _OF_A_LINE}
@@ -102,21 +102,21 @@ def effort_table(records: Iterable[Record]) -> Table | None:
         for line in lines
     }
     alike = len(set(longest.values())) == 1
-    columns = [] if alike else [("length", [f"{longest[line]:,}" for line in lines])]
+    rows = [] if alike else [("length", [f"{longest[line]:,}" for line in lines])]
     for name, header, write in _OF_A_LINE:
         found = measured[name]
         cells = [_cell(found.get(line, {}).get(longest[line], []), write) for line in lines]
-        columns.append((header, cells))
+        rows.append((header, cells))
     for name, header, write in _OF_A_MODEL:
         told = select.evaluation(records, name)
         cells = [_cell([r for r in told if r.model == line.model], write) for line in lines]
-        columns.append((header, cells))
-    columns = [(header, cells) for header, cells in columns if set(cells) != {MISSING}]
+        rows.append((header, cells))
     names = [select.label(line, lines) for line in lines]
-    rows = tuple(zip(names, *(cells for _, cells in columns), strict=True))
     at = f"{max(longest.values()):,} tokens" if alike else "the longest length"
     return Table(
-        f"What an answer costs at {at}", ("model", *(header for header, _ in columns)), rows
+        f"What an answer costs at {at}",
+        ("", *names),
+        tuple((header, *cells) for header, cells in rows if set(cells) != {MISSING}),
     )
 
 

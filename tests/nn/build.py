@@ -9,12 +9,12 @@ from equilm.nn.attention import AttentionConfig
 from equilm.nn.equilibrium import EquilibriumConfig
 from equilm.nn.linear import Linear
 from equilm.nn.mamba2 import Mamba2Config
-from equilm.nn.model import LanguageModel, ModelConfig
+from equilm.nn.model import MIXERS, LanguageModel, ModelConfig
 from equilm.solve import Phantom, Solve
 
 WIDTH = 8
 
-# A small configuration of every row of MIXERS, with every sharing of heads that it knows.
+# Small configurations with every sharing of heads; other rows of MIXERS take their defaults.
 SMALL: dict[str, Any] = {
     "mamba2": Mamba2Config(expand=2, head_width=4, state_size=3, groups=2),
     "attention": AttentionConfig(heads=2, kv_heads=1, theta=100.0),
@@ -28,7 +28,7 @@ def language_model(kind: str, *, seed: int = 0, **settings: Any) -> LanguageMode
             "vocab_size": 11,
             "width": WIDTH,
             "num_layers": 2,
-            "mixer": SMALL[kind],
+            "mixer": SMALL[kind] if kind in SMALL else MIXERS[kind][0](),
             "mlp_hidden": 12,
             **settings,
         }

@@ -99,6 +99,18 @@ def test_a_row_is_the_same_alone_in_a_batch_and_padded(kind: str, window: int | 
             assert_close("row", batch_BTV[row, :valid], alone_BTV[0])
 
 
+@pytest.mark.parametrize("window", [4, None])
+@torch.no_grad()
+def test_no_step_is_spent_on_padding(window: int | None) -> None:
+    model, valid_B = float32_model("mamba2", window=window), torch.tensor([6, 1, 3])
+    with observed(model) as found:
+        model(tokens_of(3, 6), valid_B=valid_B)
+    padding = torch.arange(6) >= valid_B[:, None]
+    assert (found[0].steps[padding] == 0).all()
+    assert (found[0].value[padding] == 0).all()
+    assert (found[0].steps[~padding] > 0).all()
+
+
 @pytest.mark.parametrize("kind", MIXERS)
 @pytest.mark.parametrize("window", [1, 3, None])
 def test_the_implicit_gradient_is_the_same_in_every_window(kind: str, window: int | None) -> None:
@@ -181,6 +193,22 @@ def test_frozen_parameters_leave_the_other_gradients_as_they_are(kind: str, grad
     last = list(model.parameters())[-1].grad
     assert last is not None
     assert_close("gradient", last, expected)
+
+
+def test_queries_may_be_trained_alone() -> None:
+    # Then the keys carry no graph, but autograd has saved their buffer all the same.
+    model, tokens_BT = tight_model("attention", gradient=Phantom(steps=1)), tokens_of(2, 4)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("wq" in name)
+    gradients = []
+    for window in (None, 2):
+        core_of(model).solve = replace(TIGHT, window=window)
+        logits_BTV, _ = model(tokens_BT)
+        (gradient,) = torch.autograd.grad(
+            logits_BTV[..., 0].sum(), [model.get_parameter("core.body.layers.0.mixer.wq.weight_v")]
+        )
+        gradients.append(gradient)
+    assert_close("gradient", gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("kind", MIXERS)

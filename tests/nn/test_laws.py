@@ -121,6 +121,15 @@ def test_causal(mixer: Mixer, x_BTD: Tensor, inject_BTE: Tensor | None, operatio
         assert (got_BTD[:, t] - y_BTD[:, t]).abs().amax() > 1e-3
 
 
+def test_the_injection_enters_at_every_token(mixer: Mixer, x_BTD: Tensor) -> None:
+    inject_BTE = torch.zeros(ROWS, TOKENS, mixer.inject_width, dtype=torch.float64)
+    y_BTD, _ = mixer(x_BTD, None, inject_BTE)
+    for t in (0, TOKENS - 1):
+        changed_BTE = inject_BTE.index_fill(1, torch.tensor(t), 1.0)
+        got_BTD, _ = mixer(x_BTD, None, changed_BTE)
+        assert (got_BTD[:, t] - y_BTD[:, t]).abs().amax() > 1e-3
+
+
 @pytest.mark.parametrize("sizes", [[1] * TOKENS, [2, 1, 2], [TOKENS - 1, 1]])
 def test_chunk(
     mixer: Mixer, x_BTD: Tensor, inject_BTE: Tensor | None, sizes: list[int], operation: str

@@ -56,16 +56,11 @@ def train(
 
     out = out or Path("runs") / (recipe.stem if recipe else "default")
     if recipe is None and resume:
-        recipe = out / "recipe.json"
-        if not recipe.exists():
-            raise ValueError(f"{out}: expected a run to resume, with recipe.json, got none")
+        recipe = _recipe_of(out)
     settings = config.load(Recipe, recipe, overrides)
     trainer = Trainer(settings, out, resume=resume, tensorboard=tensorboard)
-    size = parameter_count(trainer.model)
-    _say(
-        f"{out}: {size:,} parameters on {trainer.device.type}, "
-        f"steps {trainer.position.step} to {settings.steps}"
-    )
+    size, step = parameter_count(trainer.model), trainer.position.step
+    _say(f"{out}: {size:,} parameters on {trainer.device.type}, steps {step} to {settings.steps}")
     try:
         show(trainer.run(), name=out.resolve().name, num_steps=settings.steps, console=console)
     except KeyboardInterrupt:
@@ -96,7 +91,6 @@ def evaluate(
         max_steps: Evaluations a token may take.
     """
     from equilm.measure.evaluate import EvaluationConfig
-    from equilm.report.tables import accuracy_table, effort_table
 
     if not runs:
         raise ValueError("runs: expected one folder or more, got none")
@@ -112,9 +106,7 @@ def evaluate(
     for run in runs:
         with console.status(f"evaluating {run}"):
             records += _evaluate_run(run, settings)
-    for table in (accuracy_table(records), effort_table(records)):
-        if table is not None:
-            console.print(table.terminal())
+    _print_tables(records)
 
 
 def check(
@@ -157,7 +149,7 @@ def report(
         command: What to type to get the same numbers, for the page to say.
     """
     from equilm import record
-    from equilm.report import figures, page, tables
+    from equilm.report import figures, page
 
     paths = sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("records.jsonl")])
     records = record.read(paths)
@@ -167,9 +159,7 @@ def report(
         folder / "report", records, title=title or folder.resolve().name, command=command
     )
     figures.save(folder / "report", records, suffix=".png")
-    for table in (tables.accuracy_table(records), tables.effort_table(records)):
-        if table is not None:
-            console.print(table.terminal())
+    _print_tables(records)
     _say(page.headline(records))
     _say(str(path))
 
@@ -217,6 +207,12 @@ def bench(
         record.append(json, records)
 
 
+def _recipe_of(run: Path) -> Path:
+    if not (run / "recipe.json").exists():
+        raise ValueError(f"{run}: expected a run to resume, with recipe.json, got none")
+    return run / "recipe.json"
+
+
 def _evaluate_run(path: Path, settings: "EvaluationConfig") -> list["Record"]:
     from equilm import config, record
     from equilm.hf.convert import load
@@ -244,6 +240,14 @@ def _evaluate_run(path: Path, settings: "EvaluationConfig") -> list["Record"]:
     records = list(measure(model, build_task(recipe.task), settings, about=about))
     record.append(run / "records.jsonl", records)
     return records
+
+
+def _print_tables(records: list["Record"]) -> None:
+    from equilm.report.tables import accuracy_table, effort_table
+
+    for table in (accuracy_table(records), effort_table(records)):
+        if table is not None:
+            console.print(table.terminal())
 
 
 def _say(line: str) -> None:

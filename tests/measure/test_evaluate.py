@@ -16,7 +16,7 @@ from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
 from equilm.solve.anderson import Anderson
-from equilm.solve.iterate import Solve
+from equilm.solve.iterate import Solve, Status
 from equilm.tasks import IGNORE, Batch, Task, WordProblem, WordProblemConfig
 from tests.measure.models import small
 
@@ -157,6 +157,20 @@ def test_steps_that_run_out_are_capped() -> None:
     config = replace(CONFIG, windows=(1,), tolerance=0.0, max_steps=1)
     values = by_place(list(evaluate(small(), TASK, config)))
     assert values["capped", 14, 1] == 1 and values["evaluations_per_token", 14, 1] == 1
+
+
+def test_statuses_are_counted_in_the_prefix_alone() -> None:
+    model, config = small(), replace(CONFIG, windows=(0,), max_steps=10)
+    values = by_place(list(evaluate(model, TASK, config)))
+    batch = TASK.batch(split="test", length=14, batch_size=3, seed=5, index=0)
+    solution = answer(model, batch, Solve(tolerance=1e-5, max_steps=10)).solution
+    assert solution is not None
+    for length in (3, 14):
+        found = Counter(each for row in solution.status[:, :length].tolist() for each in row)
+        for status in (Status.CONVERGED, Status.CAPPED):
+            share = found[status] / (3 * length)
+            assert values[status.name.lower(), length, length] == pytest.approx(share)
+    assert values["capped", 3, 3] < values["capped", 14, 14] < 1
 
 
 def test_the_same_window_is_measured_once() -> None:

@@ -40,6 +40,7 @@ TINY = Recipe(
         Phase(share=0.7, max_steps=4, steps_per_token=0.5, phantom_steps=1, window=2),
     ),
     optim=OptimConfig(rate=1e-2),
+    threads=1,
     log_every=1,
     checkpoint_every=3,
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equilm.measure.jacobian import (
     TIGHT,
@@ -13,19 +13,25 @@ from equilm.measure.jacobian import (
     state_jacobian_theorem,
 )
 from equilm.nn.equilibrium import Equilibrium
-from equilm.nn.mamba2 import Mamba2Config
+from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.model import LanguageModel
 from equilm.solve import NotConverged
 from tests.nn.build import equilibrium_model, language_model
 from tests.tolerance import assert_close
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5]])
-MIXER = Mamba2Config(expand=1, head_width=4, state_size=2)
-WINDOW, SCAN = 3 * (8 + 2 * 2), 2 * 4 * 2  # numbers of each in one layer
+MIXER = Mamba2Config(expand=1, head_width=4, state_size=1)
+WINDOW, SCAN = 3 * (8 + 2 * 1), 2 * 4 * 1  # numbers of each in one layer
 
 
 def tiny(**settings: Any) -> LanguageModel:
-    return equilibrium_model("mamba2", **{"mixer": MIXER, "num_layers": 1, **settings})
+    """With a scan that remembers, or its part of the Jacobian would be too small to test."""
+    model = equilibrium_model("mamba2", **{"mixer": MIXER, "num_layers": 1, **settings})
+    for part in model.modules():
+        if isinstance(part, Mamba2):
+            nn.init.constant_(part.A_log, -2.0)
+            nn.init.zeros_(part.dt_bias)
+    return model
 
 
 def finite_differences(model: LanguageModel, tokens_1T: Tensor) -> Tensor:
@@ -73,10 +79,10 @@ def test_the_scan_of_an_explicit_layer_is_diagonal_that_of_an_implicit_one_is_no
     model = tiny()
     explicit_MM = state_jacobian_explicit(model, TOKENS)
     assert off_diagonal(explicit_MM[WINDOW:, WINDOW:]) == 0
-    assert (explicit_MM[WINDOW:, WINDOW:].diag() > 0).all()
+    assert (explicit_MM[WINDOW:, WINDOW:].diag() > 0.5).all()
     assert (explicit_MM[:WINDOW, WINDOW:] == 0).all()
     implicit_MM = state_jacobian_theorem(model, TOKENS)
-    assert off_diagonal(implicit_MM[WINDOW:, WINDOW:]) > 1e-3
+    assert off_diagonal(implicit_MM[WINDOW:, WINDOW:]) > 1e-2
     assert (implicit_MM[:WINDOW, WINDOW:] != 0).any()
 
 

@@ -43,10 +43,12 @@ def core_of(model: LanguageModel) -> Equilibrium:
     return model.core
 
 
-def tight_model(kind: str, *, gradient: Any = None, window: int | None = None) -> LanguageModel:
+def tight_model(
+    kind: str, *, gradient: Any = None, window: int | None = None, num_layers: int = 2
+) -> LanguageModel:
     solve = Solve(solver=Anderson(), tolerance=1e-11, max_steps=200, cycle=None, window=window)
     gradient = gradient or Implicit(solve=TIGHT)
-    return equilibrium_model(kind, solve=solve, gradient=gradient)
+    return equilibrium_model(kind, solve=solve, gradient=gradient, num_layers=num_layers)
 
 
 def radius(model: LanguageModel, tokens_BT: Tensor) -> float:
@@ -65,11 +67,10 @@ def radius(model: LanguageModel, tokens_BT: Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", MIXERS)
-@pytest.mark.parametrize("seed", [0, 1])
 @torch.no_grad()
-def test_all_windows_agree(kind: str, seed: int) -> None:
-    tokens_BT, length = tokens_of(2, 70, seed), 70
-    model = float32_model(kind, seed=seed)
+def test_all_windows_agree(kind: str) -> None:
+    tokens_BT, length = tokens_of(2, 66), 66
+    model = float32_model(kind)
     with torch.enable_grad():
         assert radius(model, tokens_BT[:, :8]) < 0.7
     expected_BTV, last = model(tokens_BT)
@@ -128,7 +129,7 @@ def test_the_implicit_gradient_is_the_same_in_every_window(kind: str, window: in
 
 @pytest.mark.parametrize("kind", MIXERS)
 def test_the_gradient_of_the_whole_model_is_finite_differences(kind: str) -> None:
-    model, tokens_BT = tight_model(kind), tokens_of(2, 3)
+    model, tokens_BT = tight_model(kind, num_layers=1), tokens_of(1, 3)
     parameters = dict(model.named_parameters())
 
     def logits(*values: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ def test_the_gradient_of_the_whole_model_is_finite_differences(kind: str) -> Non
 def test_the_gradient_through_both_states_is_finite_differences(
     kind: str, window: int | None
 ) -> None:
-    model, tokens_BT = tight_model(kind, window=window), tokens_of(2, 2)
+    model, tokens_BT = tight_model(kind, window=window, num_layers=1), tokens_of(2, 2)
     with torch.no_grad():
         _, start = model(tokens_of(2, 3, seed=1), model.init_state(2, 5))
     moving = [leaf for leaf in tree.leaves(start) if leaf.is_floating_point()]

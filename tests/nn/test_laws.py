@@ -130,7 +130,7 @@ def test_the_injection_enters_at_every_token(mixer: Mixer, x_BTD: Tensor) -> Non
         assert (got_BTD[:, t] - y_BTD[:, t]).abs().amax() > 1e-3
 
 
-@pytest.mark.parametrize("sizes", [[1] * TOKENS, [2, 1, 2], [TOKENS - 1, 1]])
+@pytest.mark.parametrize("sizes", [[1] * TOKENS, [3, 2]])
 def test_chunk(
     mixer: Mixer, x_BTD: Tensor, inject_BTE: Tensor | None, sizes: list[int], operation: str
 ) -> None:

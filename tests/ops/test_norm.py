@@ -26,14 +26,18 @@ def test_rms_norm_is_its_formula(dtype: torch.dtype, eps: float) -> None:
     assert_close("norm", y_BTD, formula(x_BTD, weight_D, eps))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gated_rms_norm_is_its_formula(dtype: torch.dtype, eps: float) -> None:
+def test_gated_rms_norm_is_its_formula(dtype: torch.dtype, eps: float, groups: int) -> None:
     y_BTD, gate_BTD = torch.randn(2, 3, 8, dtype=dtype), torch.randn(2, 3, 8, dtype=dtype)
     weight_D = torch.randn(8, dtype=torch.float64)
-    got_BTD = gated_rms_norm(y_BTD, gate_BTD, weight_D, eps=eps)
+    got_BTD = gated_rms_norm(y_BTD, gate_BTD, weight_D, groups=groups, eps=eps)
     assert got_BTD.dtype == torch.promote_types(dtype, torch.float32)
-    assert_close("norm", got_BTD, formula(y_BTD.double() * silu(gate_BTD), weight_D, eps))
+    gated_BTD = y_BTD.double() * silu(gate_BTD)
+    parts = zip(gated_BTD.chunk(groups, dim=-1), weight_D.chunk(groups), strict=True)
+    expected_BTD = torch.cat([formula(part, weight, eps) for part, weight in parts], dim=-1)
+    assert_close("norm", got_BTD, expected_BTD)
 
 
 def test_large_numbers_in_half_precision_do_not_overflow() -> None:

@@ -1,18 +1,20 @@
 """Small random models of every kind, contractive where they are iterated."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from equilm.nn.attention import AttentionConfig
-from equilm.nn.equilibrium import EquilibriumConfig
+from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.linear import Linear
 from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.model import MIXERS, LanguageModel, ModelConfig
-from equilm.solve import Phantom, Solve
+from equilm.solve import Anderson, Implicit, Phantom, Picard, Solve
 
-WIDTH = 8
+WIDTH, VOCAB = 8, 11
+TIGHT = Solve(solver=Anderson(), tolerance=1e-11, max_steps=200, cycle=None)
 
 # Small configurations with every sharing of heads; other rows of MIXERS take their defaults.
 SMALL: dict[str, Any] = {
@@ -25,7 +27,7 @@ def language_model(kind: str, *, seed: int = 0, **settings: Any) -> LanguageMode
     """Return a random model of two layers with MLPs in float64."""
     config = ModelConfig(
         **{
-            "vocab_size": 11,
+            "vocab_size": VOCAB,
             "width": WIDTH,
             "num_layers": 2,
             "mixer": SMALL[kind] if kind in SMALL else MIXERS[kind][0](),
@@ -58,3 +60,29 @@ def make_contractive(model: nn.Module) -> None:
             into_stream = name.endswith(("out_proj", "w2"))
             scale = 6.0 if into_stream or name.endswith("injection") else 0.3
             part.assign(scale * part.effective())
+
+
+def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
+    """Return random tokens_BT."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCAB, (rows, length), generator=generator)
+
+
+def float32_model(kind: str, *, window: int | None = None) -> LanguageModel:
+    """Return an implicit model of one layer in float32 that is solved to 1e-6."""
+    solve = Solve(solver=Picard(damping=1.0), tolerance=1e-6, max_steps=500, window=window)
+    return equilibrium_model(kind, num_layers=1, solve=solve).float()
+
+
+def core_of(model: LanguageModel) -> Equilibrium:
+    """Return the equilibrium of an implicit model."""
+    assert isinstance(model.core, Equilibrium)
+    return model.core
+
+
+def tight_model(
+    kind: str, *, gradient: Any = None, window: int | None = None, num_layers: int = 2
+) -> LanguageModel:
+    """Return an implicit model in float64 that is solved and differentiated to 1e-11."""
+    solve, gradient = replace(TIGHT, window=window), gradient or Implicit(solve=TIGHT)
+    return equilibrium_model(kind, solve=solve, gradient=gradient, num_layers=num_layers)

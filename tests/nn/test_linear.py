@@ -179,9 +179,10 @@ class TestDropout:
         self, kind: str, window: int | None
     ) -> None:
         solve = Solve(tolerance=1e-6, max_steps=200, window=window)
-        model = equilibrium_model(kind, solve=solve, dropout=0.3, gradient=Phantom(steps=100))
+        gradient = Phantom(steps=40)
+        model = equilibrium_model(kind, num_layers=1, solve=solve, dropout=0.3, gradient=gradient)
         core, x_BTD = model.core, torch.randn(3, 4, WIDTH, dtype=torch.float64)
-        # Without a mask that is held, a hundred steps would not repeat themselves.
+        # Without a mask that is held, forty steps would not repeat themselves.
         with prepared(core):
             y_BTD, _ = core(x_BTD)
             again_BTD, _ = core(x_BTD)

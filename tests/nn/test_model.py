@@ -15,14 +15,8 @@ from equilm.nn.linear import Weight
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.model import MIXERS, LanguageModel, ModelConfig, parameter_count
 from equilm.nn.norm import RMSNorm
-from tests.nn.build import SMALL, equilibrium_model, language_model
+from tests.nn.build import SMALL, VOCAB, equilibrium_model, language_model, tokens_of
 from tests.tolerance import assert_close
-
-VOCAB = 11
-
-
-def tokens_of(rows: int, length: int) -> Tensor:
-    return torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def test_every_row_of_the_table_has_a_small_configuration() -> None:

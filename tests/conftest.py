@@ -1,7 +1,13 @@
 """What every test starts from: the same seed, one thread, and no `gpu` test without a GPU."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Read when Triton is imported: kernels then run in its interpreter, on the CPU.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

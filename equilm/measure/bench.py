@@ -197,7 +197,7 @@ def _op_rows(device: torch.device, only: str) -> Iterator[Row]:
     parts: dict[str, Callable[[], object]] = {
         "norm": lambda: block.norm(x_BTD),
         "mixer": lambda: block.mixer(x_BTD),
-        "block": lambda: block(x_BTD, None, None, None),
+        "block": lambda: block(x_BTD, None, None, None, None),
     }
     if isinstance(core, Equilibrium):
         parts["injection"] = lambda: core.inject(x_BTD)

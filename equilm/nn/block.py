@@ -32,14 +32,24 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(
-        self, r_BTD: Tensor, state: State, inject_BTE: Tensor | None, valid_B: Tensor | None
-    ) -> tuple[Tensor, State]:
-        """Return the next residual stream and the mixer's next state."""
-        y_BTD, state = self.mixer(self.norm(r_BTD), state, inject_BTE, valid_B)
-        r_BTD = r_BTD + y_BTD
+        self,
+        r_BTD: Tensor,
+        y_BTD: Tensor | None,
+        state: State,
+        inject_BTE: Tensor | None,
+        valid_B: Tensor | None,
+    ) -> tuple[Tensor, Tensor, State]:
+        """Add the last branch y to the stream r, run this block's branches.
+
+        The last branch is left unadded, so that one pass over the stream adds it and takes the
+        next norm. Returns the stream, the branch still to be added, and the mixer's next state.
+        """
+        r_BTD, a_BTD = self.norm.after(r_BTD, y_BTD)
+        y_BTD, state = self.mixer(a_BTD, state, inject_BTE, valid_B)
         if self.mlp is not None and self.norm2 is not None:
-            r_BTD = r_BTD + self.mlp(self.norm2(r_BTD))
-        return r_BTD, state
+            r_BTD, a_BTD = self.norm2.after(r_BTD, y_BTD)
+            y_BTD = self.mlp(a_BTD)
+        return r_BTD, y_BTD, state
 
 
 class Stack(Mixer):
@@ -76,11 +86,11 @@ class Stack(Mixer):
         """See `Mixer`."""
         r_BTD = x_BTD.float() if x_BTD.dtype.itemsize < 4 else x_BTD
         states = state if state is not None else (None,) * len(self.layers)
-        next_states = []
-        for block, block_state in zip(self.blocks, states, strict=True):
-            r_BTD, block_state = block(r_BTD, block_state, inject_BTE, valid_B)
-            next_states.append(block_state)
-        return self.norm_f(r_BTD), tuple(next_states)
+        y_BTD, next_states = None, []
+        for block, before in zip(self.blocks, states, strict=True):
+            r_BTD, y_BTD, after = block(r_BTD, y_BTD, before, inject_BTE, valid_B)
+            next_states.append(after)
+        return self.norm_f(r_BTD if y_BTD is None else r_BTD + y_BTD), tuple(next_states)
 
     def flops_per_token(self, length: int) -> float:
         """The sum over mixers and MLPs."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from equilm.nn.linear import DepthwiseTaps, Linear, Weight
 from equilm.nn.mamba2 import Mamba2
-from equilm.nn.norm import RMSNorm
+from equilm.nn.norm import GatedRMSNorm, RMSNorm
 
 INTO_STREAM = ("out_proj", "w2")
 
@@ -38,7 +38,7 @@ def initialise(model: nn.Module, *, generator: torch.Generator) -> None:
             module.bias.copy_(_uniform(module.bias.shape, 1 / math.sqrt(width), generator))
         elif isinstance(module, Linear) and module.bias is not None:
             module.bias.zero_()
-        elif isinstance(module, RMSNorm):
+        elif isinstance(module, RMSNorm | GatedRMSNorm):
             module.weight.fill_(1.0)
         elif isinstance(module, Mamba2):
             _init_mamba2(module, generator)

@@ -123,19 +123,25 @@ class Mamba2(Mixer):
         """See `Mixer`."""
         config = self.config
         window_BWC, scan_BHPN = state if state is not None else (None, None)
-        projected_BTE = self.in_proj(x_BTD)
-        if inject_BTE is not None:
-            projected_BTE = projected_BTE + inject_BTE.to(projected_BTE.dtype)
-        gate_BTI, xbc_BTC, dt_BTH = projected_BTE.split(
-            [self.inner, self.channels, self.heads], dim=-1
+        sizes = [self.inner, self.channels, self.heads]
+        gate_BTI, xbc_BTC, dt_BTH = self.in_proj(x_BTD).split(sizes, dim=-1)
+        # The injection is added where its parts are read, not in a pass of its own.
+        add_BTI, add_BTC, add_BTH = (
+            (None, None, None) if inject_BTE is None else inject_BTE.split(sizes, dim=-1)
         )
         xbc_BTC, window_BWC = conv_silu(
-            xbc_BTC, self.conv1d.effective()[:, 0], self.conv1d.bias, window_BWC, valid_B=valid_B
+            xbc_BTC,
+            self.conv1d.effective()[:, 0],
+            self.conv1d.bias,
+            window_BWC,
+            add_BTC=add_BTC,
+            valid_B=valid_B,
         )
         directions = config.groups * config.state_size
         x_BTI, b_BTS, c_BTS = xbc_BTC.split([self.inner, directions, directions], dim=-1)
         wide = torch.promote_types(self.A_log.dtype, torch.float32)
-        dt_BTH = F.softplus(dt_BTH.to(wide) + self.dt_bias)
+        dt_BTH = dt_BTH.to(wide) if add_BTH is None else dt_BTH.to(wide) + add_BTH
+        dt_BTH = F.softplus(dt_BTH + self.dt_bias)
         if valid_B is not None:
             dt_BTH = dt_BTH * _is_valid(valid_B, dt_BTH.shape[1])[..., None]
         y_BTHP, scan_BHPN = ssd(
@@ -147,7 +153,7 @@ class Mamba2(Mixer):
             self.D,
             scan_BHPN,
         )
-        y_BTI = self.norm(y_BTHP.flatten(2), gate_BTI)
+        y_BTI = self.norm(y_BTHP.flatten(2), gate_BTI, add_BTI)
         return self.dropout(self.out_proj(y_BTI)), Mamba2State(window_BWC, scan_BHPN)
 
     def flops_per_token(self, length: int) -> float:

@@ -14,21 +14,30 @@ def conv_silu(
     bias_C: Tensor,
     window_BWC: Tensor | None = None,
     *,
+    add_BTC: Tensor | None = None,
     valid_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y_t = SiLU(bias + Σ_w weight_w · x_{t−W+1+w}) per channel.
+    """y_t = SiLU(bias + Σ_w weight_w · (x + add)_{t−W+1+w}) per channel.
 
     Args:
         x_BTC: (B, T, C) inputs.
         weight_CW: (C, W) taps, the last one multiplies the newest input.
         bias_C: (C,).
         window_BWC: (B, W−1, C) the inputs before x; `None` means zeros.
+        add_BTC: (B, T, C) added to x (the injection of an equilibrium).
         valid_B: (B,) how many tokens of each row count for the window returned; `None` means T.
 
     Returns:
         y_BTC in the type of `x_BTC`, and the next window (B, W−1, C) in float32 or wider.
     """
-    (rows, tokens, channels), width = x_BTC.shape, weight_CW.shape[1]
+    if x_BTC.is_cuda and x_BTC.dtype != torch.float64:
+        from equilm.ops.conv_triton import ConvSilu
+
+        y_BTC = ConvSilu.apply(x_BTC, add_BTC, weight_CW, bias_C, window_BWC)
+        return y_BTC, _next_window(x_BTC, add_BTC, window_BWC, weight_CW.shape[1], valid_B)
+    if add_BTC is not None:
+        x_BTC = x_BTC + add_BTC.to(x_BTC.dtype)
+    tokens, width = x_BTC.shape[1], weight_CW.shape[1]
     if window_BWC is None:
         padded_BSC = F.pad(x_BTC, (0, 0, width - 1, 0))
     else:
@@ -37,11 +46,36 @@ def conv_silu(
     y_BTC, weight_CW = bias_C.to(x_BTC.dtype), weight_CW.to(x_BTC.dtype)
     for tap in range(width):
         y_BTC = torch.addcmul(y_BTC, padded_BSC[:, tap : tap + tokens], weight_CW[:, tap])
+    return F.silu(y_BTC), _last(padded_BSC, tokens, width, valid_B)
+
+
+def _next_window(
+    x_BTC: Tensor,
+    add_BTC: Tensor | None,
+    window_BWC: Tensor | None,
+    width: int,
+    valid_B: Tensor | None,
+) -> Tensor:
+    """The inputs to carry on, without a copy of all the others where the end is enough."""
+    tokens = x_BTC.shape[1]
+    if valid_B is None and tokens >= width - 1:
+        x_BTC = x_BTC[:, tokens - width + 1 :]
+        add_BTC = None if add_BTC is None else add_BTC[:, tokens - width + 1 :]
+        return x_BTC.float() if add_BTC is None else x_BTC.float() + add_BTC
+    x_BTC = x_BTC.float() if add_BTC is None else x_BTC.float() + add_BTC
+    if window_BWC is None:
+        padded_BSC = F.pad(x_BTC, (0, 0, width - 1, 0))
+    else:
+        padded_BSC = torch.cat([window_BWC, x_BTC], dim=1)
+    return _last(padded_BSC, tokens, width, valid_B)
+
+
+def _last(padded_BSC: Tensor, tokens: int, width: int, valid_B: Tensor | None) -> Tensor:
+    """The W − 1 inputs before position `valid`, or the last ones."""
     if valid_B is None:
         next_BWC = padded_BSC[:, tokens:]
     else:
-        slots_BW = valid_B[:, None] + torch.arange(width - 1, device=x_BTC.device)
-        next_BWC = padded_BSC.gather(1, slots_BW[:, :, None].expand(rows, width - 1, channels))
-    if next_BWC.dtype.itemsize < 4:
-        next_BWC = next_BWC.float()
-    return F.silu(y_BTC), next_BWC
+        slots_BW = valid_B[:, None] + torch.arange(width - 1, device=valid_B.device)
+        index_BWC = slots_BW[:, :, None].expand(*slots_BW.shape, padded_BSC.shape[2])
+        next_BWC = padded_BSC.gather(1, index_BWC)
+    return next_BWC.float() if next_BWC.dtype.itemsize < 4 else next_BWC

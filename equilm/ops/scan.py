@@ -34,10 +34,15 @@ def ssd(
         state_BHPN: (B, H, P, N) initial state; `None` means zeros.
 
     Returns:
-        y_BTHP (B, T, H, P) and the final state (B, H, P, N), both float32 or wider.
+        y_BTHP (B, T, H, P) in float32 or wider (on a GPU, in the type of x), and the final state
+        (B, H, P, N) in float32 or wider.
 
-    Source: Dao and Gu 2024, arXiv 2405.21060.
+    Source: Dao and Gu 2024, arXiv 2405.21060. On a GPU: `scan_triton.py`.
     """
+    if x_BTHP.is_cuda and x_BTHP.dtype != torch.float64 and x_BTHP.shape[1] > 1:
+        from equilm.ops.scan_triton import ssd_triton
+
+        return ssd_triton(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN)
     scan = ssd_sequential if x_BTHP.shape[1] == 1 else ssd_chunked
     # Autocast would compute the matrix products, and so the state, in half precision.
     with torch.autocast(x_BTHP.device.type, enabled=False):

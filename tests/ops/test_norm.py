@@ -2,10 +2,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from equilm.ops.norm import gated_rms_norm, rms_norm
+from equilm.ops.norm import add_rms_norm, gated_rms_norm
 from tests.tolerance import assert_close
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float = 1e-5) -> Tensor:
+    return add_rms_norm(x_BTD, None, weight_D, eps=eps)[1]
 
 
 def formula(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -38,6 +42,16 @@ def test_gated_rms_norm_is_its_formula(dtype: torch.dtype, eps: float, groups: i
     parts = zip(gated_BTD.chunk(groups, dim=-1), weight_D.chunk(groups), strict=True)
     expected_BTD = torch.cat([formula(part, weight, eps) for part, weight in parts], dim=-1)
     assert_close("norm", got_BTD, expected_BTD)
+
+
+def test_what_is_added_counts_before_the_norm() -> None:
+    r_BTD, y_BTD, gate_BTD = torch.randn(3, 2, 3, 8).unbind()
+    weight_D = torch.randn(8)
+    total_BTD, normed_BTD = add_rms_norm(r_BTD, y_BTD, weight_D, dtype=torch.bfloat16)
+    assert torch.equal(total_BTD, r_BTD + y_BTD)
+    assert torch.equal(normed_BTD, rms_norm(r_BTD + y_BTD, weight_D).bfloat16())
+    got_BTD = gated_rms_norm(r_BTD, gate_BTD, weight_D, add_BTD=y_BTD, dtype=torch.bfloat16)
+    assert torch.equal(got_BTD, gated_rms_norm(r_BTD, gate_BTD + y_BTD, weight_D).bfloat16())
 
 
 def test_large_numbers_in_half_precision_do_not_overflow() -> None:

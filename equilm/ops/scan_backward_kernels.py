@@ -1,0 +1,215 @@
+"""The Triton kernels of the scan's backward pass; shapes and names as in `scan_kernels.py`.
+
+With y_t = Σ_s decay_ts (c_t · b_s) dt_s x_s + from_start_t S c_t + skip x_t, a chunk needs the
+state S before it and the cotangent of the state behind it. Read `scan_triton.py` first.
+"""
+
+import triton
+import triton.language as tl
+
+from equilm.ops.scan_kernels import decay_between, decays, dot, load_chunk
+
+
+@triton.jit
+def cotangent(
+    dy,
+    dt,
+    a,
+    c,
+    dlast,
+    dfirst,
+    dstates,
+    stride_cb,
+    stride_ct,
+    num_tokens,
+    num_heads,
+    heads_per_group,
+    num_p,
+    num_n,
+    HAS_LAST: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Walk back over the chunks: dS ← exp(total) dS + Σ_t exp(log decay_t) dy_t ⊗ c_t."""
+    row, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
+    p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
+    rate = tl.load(a + head).to(WIDE)
+    num_chunks = tl.cdiv(num_tokens, L)
+    row64 = row.to(tl.int64)
+    dy += row64 * num_tokens * num_heads * num_p + head * num_p
+    c += row64 * stride_cb + (head // heads_per_group) * num_n
+    dt += row64 * num_tokens * num_heads + head
+    state_at = p[:, None] * num_n + n[None, :]
+    state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
+    program = row64 * num_heads + head
+    dstate = tl.zeros((P, N), dtype=tl.float32)
+    if HAS_LAST:
+        dstate = tl.load(dlast + program * num_p * num_n + state_at, mask=state_mask, other=0.0)
+    for back in range(num_chunks):
+        k = num_chunks - 1 - back
+        t = k * L + offsets
+        at = dstates + (program * num_chunks + k) * num_p * num_n + state_at
+        tl.store(at, dstate.to(dstates.dtype.element_ty), mask=state_mask)
+        dy_LP = load_chunk(dy, t, num_tokens, num_heads * num_p, p, num_p)
+        c_LN = load_chunk(c, t, num_tokens, stride_ct, n, num_n)
+        _, log_decay_L, total = decays(dt, t, num_tokens, num_heads, rate, WIDE)
+        reached_LP = (dy_LP * tl.exp(log_decay_L.to(tl.float32))[:, None]).to(dy_LP.dtype)
+        dstate = dstate * tl.exp(total.to(tl.float32)) + dot(tl.trans(reached_LP), c_LN, PRECISION)
+    tl.store(dfirst + program * num_p * num_n + state_at, dstate, mask=state_mask)
+
+
+@triton.jit
+def head_backward(
+    x,
+    dt,
+    a,
+    b,
+    c,
+    skip,
+    dy,
+    states,
+    dstates,
+    dx,
+    ddt,
+    da,
+    dskip,
+    stride_xb,
+    stride_xt,
+    stride_bb,
+    stride_bt,
+    stride_cb,
+    stride_ct,
+    num_tokens,
+    num_heads,
+    heads_per_group,
+    num_p,
+    num_n,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """One chunk of one head: what does not sum over heads."""
+    num_chunks = tl.cdiv(num_tokens, L)
+    head = tl.program_id(0) % num_heads
+    row, k = tl.program_id(0) // num_heads // num_chunks, tl.program_id(0) // num_heads % num_chunks
+    group = head // heads_per_group
+    p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
+    t = k * L + offsets
+    row64 = row.to(tl.int64)
+    rate = tl.load(a + head).to(WIDE)
+    b_LN = load_chunk(b + row64 * stride_bb + group * num_n, t, num_tokens, stride_bt, n, num_n)
+    c_LN = load_chunk(c + row64 * stride_cb + group * num_n, t, num_tokens, stride_ct, n, num_n)
+    x_LP = load_chunk(x + row64 * stride_xb + head * num_p, t, num_tokens, stride_xt, p, num_p)
+    out_at = (row64 * num_tokens + t) * num_heads + head
+    xp_at = out_at[:, None] * num_p + p[None, :]
+    xp_mask = (t < num_tokens)[:, None] & (p < num_p)[None, :]
+    dy_LP = tl.load(dy + xp_at, mask=xp_mask, other=0.0)
+    dt_L, log_decay_L, total = decays(
+        dt + row64 * num_tokens * num_heads + head, t, num_tokens, num_heads, rate, WIDE
+    )
+    state_at = p[:, None] * num_n + n[None, :]
+    state_at += ((row64 * num_heads + head) * num_chunks + k) * num_p * num_n
+    state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
+    state_PN = tl.load(states + state_at, mask=state_mask, other=0.0)
+    dstate_PN = tl.load(dstates + state_at, mask=state_mask, other=0.0)
+    to_end_L = tl.exp((total - log_decay_L).to(tl.float32))
+    from_start_L = tl.exp(log_decay_L.to(tl.float32))
+
+    scores_LL = dot(c_LN, tl.trans(b_LN), PRECISION) * decay_between(log_decay_L, offsets)
+    kept_LP = dot(b_LN, tl.trans(dstate_PN), PRECISION) * to_end_L[:, None]
+    dinput_LP = kept_LP + dot(tl.trans(scores_LL.to(dy_LP.dtype)), dy_LP, PRECISION)
+    dx_LP = dt_L[:, None] * dinput_LP + tl.load(skip + head) * dy_LP
+    tl.store(dx + xp_at, dx_LP.to(dx.dtype.element_ty), mask=xp_mask)
+
+    # A log decay reaches y through its own row and the inputs through their column.
+    direct_L = tl.sum(dinput_LP * x_LP, 1)
+    reached_LL = dot(dy_LP, tl.trans(x_LP), PRECISION) * scores_LL * dt_L[None, :]
+    carried_LP = dot(c_LN, tl.trans(state_PN), PRECISION) * dy_LP
+    dlog_L = tl.sum(reached_LL, 1) + tl.sum(carried_LP, 1) * from_start_L - dt_L * direct_L
+    dtotal = tl.sum(tl.sum(kept_LP * x_LP, 1) * dt_L, 0)
+    products_P = tl.sum(state_PN.to(tl.float32) * dstate_PN.to(tl.float32), 1)
+    dtotal += tl.exp(total.to(tl.float32)) * tl.sum(products_P, 0)
+    behind_L = tl.sum(dlog_L, 0) - tl.cumsum(dlog_L, 0) + dlog_L + dtotal
+    tl.store(ddt + out_at, direct_L + rate.to(tl.float32) * behind_L, mask=t < num_tokens)
+    part = (row64 * num_chunks + k) * num_heads + head
+    tl.store(da + part, tl.sum(behind_L * dt_L, 0))
+    tl.store(dskip + part, tl.sum(tl.sum(dy_LP.to(tl.float32) * x_LP, 1), 0))
+
+
+@triton.jit
+def group_backward(
+    x,
+    dt,
+    a,
+    b,
+    c,
+    dy,
+    states,
+    dstates,
+    db,
+    dc,
+    stride_xb,
+    stride_xt,
+    stride_bb,
+    stride_bt,
+    stride_cb,
+    stride_ct,
+    num_rows,
+    num_tokens,
+    num_heads,
+    num_groups,
+    heads_per_program,
+    num_p,
+    num_n,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """One chunk and some heads of one group: what sums over heads."""
+    num_chunks = tl.cdiv(num_tokens, L)
+    row, k = tl.program_id(0) // num_chunks, tl.program_id(0) % num_chunks
+    first_head = tl.program_id(1) * heads_per_program
+    group = first_head // (num_heads // num_groups)
+    p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
+    t = k * L + offsets
+    row64 = row.to(tl.int64)
+    dcb_LL = tl.zeros((L, L), dtype=tl.float32)
+    db_LN = tl.zeros((L, N), dtype=tl.float32)
+    dc_LN = tl.zeros((L, N), dtype=tl.float32)
+    xp_mask = (t < num_tokens)[:, None] & (p < num_p)[None, :]
+    state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
+    for head in range(first_head, first_head + heads_per_program):
+        rate = tl.load(a + head).to(WIDE)
+        x_LP = load_chunk(x + row64 * stride_xb + head * num_p, t, num_tokens, stride_xt, p, num_p)
+        xp_at = ((row64 * num_tokens + t) * num_heads + head)[:, None] * num_p + p[None, :]
+        dy_LP = tl.load(dy + xp_at, mask=xp_mask, other=0.0)
+        dt_L, log_decay_L, total = decays(
+            dt + row64 * num_tokens * num_heads + head, t, num_tokens, num_heads, rate, WIDE
+        )
+        state_at = p[:, None] * num_n + n[None, :]
+        state_at += ((row64 * num_heads + head) * num_chunks + k) * num_p * num_n
+        state_PN = tl.load(states + state_at, mask=state_mask, other=0.0)
+        dstate_PN = tl.load(dstates + state_at, mask=state_mask, other=0.0)
+        decay_LL = decay_between(log_decay_L, offsets)
+        dcb_LL += dot(dy_LP, tl.trans(x_LP), PRECISION) * dt_L[None, :] * decay_LL
+        reached_LP = (dy_LP * tl.exp(log_decay_L.to(tl.float32))[:, None]).to(dy_LP.dtype)
+        dc_LN = tl.dot(reached_LP, state_PN, acc=dc_LN, input_precision=PRECISION)
+        weight_L = dt_L * tl.exp((total - log_decay_L).to(tl.float32))
+        added_LP = (x_LP * weight_L[:, None]).to(x_LP.dtype)
+        db_LN = tl.dot(added_LP, dstate_PN, acc=db_LN, input_precision=PRECISION)
+    b_LN = load_chunk(b + row64 * stride_bb + group * num_n, t, num_tokens, stride_bt, n, num_n)
+    c_LN = load_chunk(c + row64 * stride_cb + group * num_n, t, num_tokens, stride_ct, n, num_n)
+    db_LN += dot(tl.trans(dcb_LL.to(c_LN.dtype)), c_LN, PRECISION)
+    dc_LN += dot(dcb_LL.to(b_LN.dtype), b_LN, PRECISION)
+    split = tl.program_id(1).to(tl.int64)
+    out_at = ((split * num_rows + row) * num_tokens + t)[:, None] * num_n + n[None, :]
+    out_mask = (t < num_tokens)[:, None] & (n < num_n)[None, :]
+    tl.store(db + out_at, db_LN, mask=out_mask)
+    tl.store(dc + out_at, dc_LN, mask=out_mask)

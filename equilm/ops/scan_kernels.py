@@ -1,0 +1,147 @@
+"""The Triton kernels of the scan's forward pass, and what both passes share.
+
+L is the tokens of a chunk; P and N are padded to powers of two. Log decays are summed in the type
+WIDE, since their differences lose digits. Read `scan_triton.py` first.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_chunk(base, t, num_tokens, stride_t, cols, num_cols):
+    """A (L, cols) tile, zero outside."""
+    mask = (t < num_tokens)[:, None] & (cols < num_cols)[None, :]
+    return tl.load(base + t[:, None] * stride_t + cols[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def dot(left, right, PRECISION: tl.constexpr):
+    return tl.dot(left, right, input_precision=PRECISION)
+
+
+@triton.jit
+def decays(dt, t, num_tokens, stride, rate, WIDE: tl.constexpr):
+    """dt (L,), its running sum times the rate, and the whole sum."""
+    dt_L = tl.load(dt + t * stride, mask=t < num_tokens, other=0.0)
+    return dt_L, tl.cumsum(dt_L.to(WIDE) * rate, 0), tl.sum(dt_L.to(WIDE) * rate, 0)
+
+
+@triton.jit
+def decay_between(log_decay_L, offsets):
+    """exp of the decay from column to row, zero above the diagonal."""
+    between_LL = (log_decay_L[:, None] - log_decay_L[None, :]).to(tl.float32)
+    causal_LL = offsets[:, None] >= offsets[None, :]
+    return tl.where(causal_LL, tl.exp(tl.where(causal_LL, between_LL, 0.0)), 0.0)
+
+
+@triton.jit
+def walk(
+    x,
+    dt,
+    a,
+    b,
+    first,
+    last,
+    states,
+    stride_xb,
+    stride_xt,
+    stride_bb,
+    stride_bt,
+    num_tokens,
+    num_heads,
+    heads_per_group,
+    num_p,
+    num_n,
+    HAS_FIRST: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Walk over the chunks of one (row, head) and leave the state before each."""
+    row, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
+    p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
+    rate = tl.load(a + head).to(WIDE)
+    num_chunks = tl.cdiv(num_tokens, L)
+    row64 = row.to(tl.int64)
+    x += row64 * stride_xb + head * num_p
+    b += row64 * stride_bb + (head // heads_per_group) * num_n
+    dt += row64 * num_tokens * num_heads + head
+    state_at = p[:, None] * num_n + n[None, :]
+    state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
+    program = row64 * num_heads + head
+    state = tl.zeros((P, N), dtype=tl.float32)
+    if HAS_FIRST:
+        state = tl.load(first + program * num_p * num_n + state_at, mask=state_mask, other=0.0)
+    for k in range(num_chunks):
+        t = k * L + offsets
+        at = states + (program * num_chunks + k) * num_p * num_n + state_at
+        tl.store(at, state.to(states.dtype.element_ty), mask=state_mask)
+        x_LP = load_chunk(x, t, num_tokens, stride_xt, p, num_p)
+        b_LN = load_chunk(b, t, num_tokens, stride_bt, n, num_n)
+        dt_L, log_decay_L, total = decays(dt, t, num_tokens, num_heads, rate, WIDE)
+        weight_L = tl.exp((total - log_decay_L).to(tl.float32)) * dt_L
+        weighted_LP = (x_LP * weight_L[:, None]).to(x_LP.dtype)
+        state = state * tl.exp(total.to(tl.float32)) + dot(tl.trans(weighted_LP), b_LN, PRECISION)
+    tl.store(last + program * num_p * num_n + state_at, state, mask=state_mask)
+
+
+@triton.jit
+def output(
+    x,
+    dt,
+    a,
+    b,
+    c,
+    skip,
+    states,
+    y,
+    stride_xb,
+    stride_xt,
+    stride_bb,
+    stride_bt,
+    stride_cb,
+    stride_ct,
+    num_tokens,
+    num_heads,
+    num_groups,
+    heads_per_program,
+    num_p,
+    num_n,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The outputs of one chunk for some heads of one group, from the states before it."""
+    num_chunks = tl.cdiv(num_tokens, L)
+    row, k = tl.program_id(0) // num_chunks, tl.program_id(0) % num_chunks
+    first_head = tl.program_id(1) * heads_per_program
+    group = first_head // (num_heads // num_groups)
+    p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
+    t = k * L + offsets
+    row64 = row.to(tl.int64)
+    b_LN = load_chunk(b + row64 * stride_bb + group * num_n, t, num_tokens, stride_bt, n, num_n)
+    c_LN = load_chunk(c + row64 * stride_cb + group * num_n, t, num_tokens, stride_ct, n, num_n)
+    cb_LL = dot(c_LN, tl.trans(b_LN), PRECISION)
+    xp_mask = (t < num_tokens)[:, None] & (p < num_p)[None, :]
+    state_at = p[:, None] * num_n + n[None, :]
+    state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
+    for head in range(first_head, first_head + heads_per_program):
+        rate = tl.load(a + head).to(WIDE)
+        x_LP = load_chunk(x + row64 * stride_xb + head * num_p, t, num_tokens, stride_xt, p, num_p)
+        dt_L, log_decay_L, _ = decays(
+            dt + row64 * num_tokens * num_heads + head, t, num_tokens, num_heads, rate, WIDE
+        )
+        state_base = ((row64 * num_heads + head) * num_chunks + k) * num_p * num_n
+        state_PN = tl.load(states + state_base + state_at, mask=state_mask, other=0.0)
+        y_LP = dot(c_LN, tl.trans(state_PN.to(c_LN.dtype)), PRECISION)
+        y_LP *= tl.exp(log_decay_L.to(tl.float32))[:, None]
+        scores_LL = cb_LL * decay_between(log_decay_L, offsets) * dt_L[None, :]
+        y_LP += dot(scores_LL.to(x_LP.dtype), x_LP, PRECISION)
+        y_LP += tl.load(skip + head) * x_LP
+        xp_at = ((row64 * num_tokens + t) * num_heads + head)[:, None] * num_p + p[None, :]
+        tl.store(y + xp_at, y_LP.to(y.dtype.element_ty), mask=xp_mask)

@@ -1,0 +1,193 @@
+"""Every kernel against its twin: outputs, all gradients, final states.
+
+In Triton's interpreter on a CPU; on a GPU at the lengths and types that matter there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from equilm.ops.conv import conv_silu
+from equilm.ops.norm import add_rms_norm, gated_rms_norm
+from equilm.ops.scan import ssd_chunked
+
+pytest.importorskip("triton", reason="kernels need Triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Relative error of a tensor against float64; the gradient of a decay rate is one sum of many signs.
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 2e-2}
+TYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fresh memory be NaN, so that whatever a kernel leaves unwritten is seen."""
+    for name in ("empty", "empty_like"):
+        make = getattr(torch, name)
+
+        def poison(*args: Any, make: Callable[..., Tensor] = make, **kwargs: Any) -> Tensor:
+            fresh = make(*args, **kwargs)
+            return fresh.fill_(torch.nan) if fresh.is_floating_point() else fresh
+
+        monkeypatch.setattr(torch, name, poison)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def assert_same(
+    kernel: Callable[..., Any],
+    twin: Callable[..., Any],
+    inputs: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    half: Sequence[int],
+) -> None:
+    """Compare outputs and gradients; inputs at the places `half` come in `dtype`, else float32."""
+    results = []
+    for function, is_kernel in ((kernel, True), (twin, False)):
+        args = []
+        for place, value in enumerate(inputs):
+            kind = (dtype if place in half else torch.float32) if is_kernel else torch.float64
+            args.append(None if value is None else value.to(DEVICE, kind).requires_grad_())
+        outputs = function(*args)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        generator = torch.Generator().manual_seed(1)
+        loss = sum(
+            (out.double() * torch.randn(out.shape, generator=generator).to(DEVICE)).sum()
+            for out in outputs
+        )
+        gradients = torch.autograd.grad(loss, [arg for arg in args if arg is not None])
+        results.append([*outputs, *gradients])
+    for got, expected in zip(*results, strict=True):
+        error = (got.double() - expected).norm() / expected.norm()
+        assert error < TOLERANCE[dtype], f"relative error {error:.1e}"
+
+
+def scan_inputs(tokens: int, heads: int, width: int, groups: int, state: int) -> list[Tensor]:
+    return [
+        draw(2, tokens, heads, width),
+        draw(2, tokens, heads) - 1,
+        0.5 * draw(heads),
+        draw(2, tokens, groups, state),
+        draw(2, tokens, groups, state),
+        draw(heads),
+        draw(2, heads, width, state),
+    ]
+
+
+def scan(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(x: Tensor, dt: Tensor, a: Tensor, *rest: Tensor | None) -> Any:
+        return function(x, torch.nn.functional.softplus(dt), -a.exp(), *rest)
+
+    return run
+
+
+def check_scan(inputs: Sequence[Tensor | None], dtype: torch.dtype) -> None:
+    from equilm.ops.scan_triton import ssd_triton
+
+    assert_same(scan(ssd_triton), scan(ssd_chunked), inputs, dtype, half=(0, 3, 4))
+
+
+@pytest.mark.parametrize("tokens", [1, 33, 70])
+def test_scan(tokens: int) -> None:
+    check_scan(scan_inputs(tokens, heads=2, width=16, groups=1, state=16), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "groups", "state"), [(4, 16, 2, 16), (1, 24, 1, 20), (1, 96, 1, 16)]
+)
+def test_scan_of_odd_sizes(heads: int, width: int, groups: int, state: int) -> None:
+    check_scan(scan_inputs(35, heads, width, groups, state), torch.float32)
+
+
+def test_scan_from_no_state() -> None:
+    check_scan([*scan_inputs(35, 1, 16, 1, 16)[:6], None], torch.float32)
+
+
+def test_scan_of_slices() -> None:
+    """What the mixer passes are parts of one tensor."""
+    x, dt, a, b, c, skip, state = scan_inputs(35, heads=2, width=16, groups=1, state=16)
+    whole = torch.cat([x.flatten(2), b.flatten(2), c.flatten(2)], dim=-1)
+
+    def split(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(whole: Tensor, dt: Tensor, a: Tensor, skip: Tensor, state: Tensor) -> Any:
+            x, b, c = whole.split([32, 16, 16], dim=-1)
+            x, b, c = x.unflatten(-1, (2, 16)), b[:, :, None], c[:, :, None]
+            return scan(function)(x, dt, a, b, c, skip, state)
+
+        return run
+
+    from equilm.ops.scan_triton import ssd_triton
+
+    inputs = [whole, dt, a, skip, state]
+    assert_same(split(ssd_triton), split(ssd_chunked), inputs, torch.float32, half=(0,))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 63, 100, 257, 2048])
+def test_scan_at_size(tokens: int, dtype: torch.dtype) -> None:
+    check_scan(scan_inputs(tokens, heads=4, width=64, groups=1, state=128), dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "state"), [(16, 16), (128, 64), (64, 256)])
+def test_scan_of_every_width(width: int, state: int, dtype: torch.dtype) -> None:
+    check_scan(scan_inputs(100, heads=2, width=width, groups=1, state=state), dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("window", [False, True])
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(("tokens", "channels", "taps"), [(1, 8, 4), (37, 40, 4), (70, 130, 3)])
+def test_convolution(
+    tokens: int, channels: int, taps: int, add: bool, window: bool, dtype: torch.dtype
+) -> None:
+    from equilm.ops.conv_triton import ConvSilu
+
+    inputs = [
+        draw(2, tokens, channels),
+        draw(2, tokens, channels) if add else None,
+        draw(channels, taps),
+        draw(channels),
+        draw(2, taps - 1, channels) if window else None,
+    ]
+
+    def twin(x: Tensor, add: Tensor, weight: Tensor, bias: Tensor, window: Tensor) -> Tensor:
+        return conv_silu(x, weight, bias, window, add_BTC=add)[0]
+
+    assert_same(ConvSilu.apply, twin, inputs, dtype, half=(0, 1))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("width", [24, 100])
+def test_norm_of_a_sum(width: int, add: bool, dtype: torch.dtype) -> None:
+    from equilm.ops.norm_triton import AddNorm
+
+    def kernel(r: Tensor, y: Tensor, weight: Tensor) -> Any:
+        return AddNorm.apply(r, y, weight, 1e-5, dtype)
+
+    inputs = [draw(2, 5, width), draw(2, 5, width) if add else None, draw(width)]
+    assert_same(kernel, add_rms_norm, inputs, dtype, half=(1,))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(("width", "groups"), [(24, 1), (100, 2)])
+def test_gated_norm(width: int, groups: int, add: bool, dtype: torch.dtype) -> None:
+    from equilm.ops.norm_triton import GatedNorm
+
+    def kernel(y: Tensor, gate: Tensor, add: Tensor, weight: Tensor) -> Tensor:
+        return GatedNorm.apply(y, gate, add, weight, groups, 1e-5, dtype)
+
+    def twin(y: Tensor, gate: Tensor, add: Tensor, weight: Tensor) -> Tensor:
+        return gated_rms_norm(y, gate, weight, add_BTD=add, groups=groups)
+
+    inputs = [draw(2, 5, width), draw(2, 5, width), draw(2, 5, width) if add else None, draw(width)]
+    assert_same(kernel, twin, inputs, dtype, half=(0, 1, 2))

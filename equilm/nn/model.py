@@ -131,9 +131,11 @@ class LanguageModel(nn.Module):
 
     def logits(self, z_BTD: Tensor) -> Tensor:
         """Return W_head z in float32 or wider over the unpadded vocabulary."""
-        table_VD = self.embedding if self.head is None else self.head
-        head_VD = table_VD[: self.vocab_size]
-        logits_BTV = nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD)
+        head_VD = self.embedding if self.head is None else self.head
+        if head_VD.is_cuda:
+            # Fast products want whole tiles; a ragged vocabulary costs several times as much.
+            head_VD = nn.functional.pad(head_VD, (0, 0, 0, -len(head_VD) % 64))
+        logits_BTV = nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD)[..., : self.vocab_size]
         return logits_BTV.float() if logits_BTV.dtype.itemsize < 4 else logits_BTV
 
     def _check(self, tokens_BT: Tensor, state: State, valid_B: Tensor | None) -> None:

@@ -1,7 +1,6 @@
 """Triton kernels of the causal convolution with SiLU; `conv.py` is their meaning and their twin.
 
-What is added to the input (the injection of an equilibrium) is read here instead of being written
-by the projection and read again.
+What is added to the input (an equilibrium's injection) is read here, not in a pass of its own.
 """
 
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from equilm.ops.launch import alignment
 
 ROWS, CHANNELS = 32, 128  # tokens and channels of a tile
 
@@ -62,8 +63,11 @@ def _forward_kernel(
     W: tl.constexpr,
     T: tl.constexpr,
     C: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    stride_xb, stride_xt = stride_xb * ALIGN, stride_xt * ALIGN
+    stride_ab, stride_at = stride_ab * ALIGN, stride_at * ALIGN
     t = tl.program_id(1) * T + tl.arange(0, T)
     c = tl.program_id(2) * C + tl.arange(0, C)
     c_mask = c < num_channels
@@ -117,9 +121,13 @@ def _inner_backward_kernel(
     W: tl.constexpr,
     T: tl.constexpr,
     C: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     """dy · SiLU′ before the activation, and the sums over this tile for taps and bias."""
     row = tl.program_id(0).to(tl.int64)
+    stride_xb, stride_xt = stride_xb * ALIGN, stride_xt * ALIGN
+    stride_ab, stride_at = stride_ab * ALIGN, stride_at * ALIGN
+    stride_dyb, stride_dyt = stride_dyb * ALIGN, stride_dyt * ALIGN
     t = tl.program_id(1) * T + tl.arange(0, T)
     c = tl.program_id(2) * C + tl.arange(0, C)
     c_mask = c < num_channels
@@ -216,6 +224,7 @@ class ConvSilu(torch.autograd.Function):
         ctx.save_for_backward(x, add, weight, bias, window)
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         rows, tokens, channels = x.shape
+        align, strides = _strides(x, add)
         _forward_kernel[_grid(rows, tokens, channels)](
             x,
             x if add is None else add,
@@ -225,9 +234,9 @@ class ConvSilu(torch.autograd.Function):
             y,
             tokens,
             channels,
-            *_strides(x),
-            *_strides(add),
+            *strides,
             **_shape(weight, add, window),
+            ALIGN=align,
         )
         return y
 
@@ -237,6 +246,7 @@ class ConvSilu(torch.autograd.Function):
         dy = _last_dense(dy)
         rows, tokens, channels = x.shape
         grid, shape = _grid(rows, tokens, channels), _shape(weight, add, window)
+        align, strides = _strides(x, add, dy)
         dinner = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dweight = torch.empty(grid[0] * grid[1], *weight.shape, device=x.device)
         dbias = torch.empty(grid[0] * grid[1], channels, device=x.device)
@@ -252,10 +262,9 @@ class ConvSilu(torch.autograd.Function):
             dbias,
             tokens,
             channels,
-            *_strides(x),
-            *_strides(add),
-            *_strides(dy),
+            *strides,
             **shape,
+            ALIGN=align,
         )
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dwindow = None if window is None else torch.empty_like(window, dtype=torch.float32)
@@ -263,16 +272,24 @@ class ConvSilu(torch.autograd.Function):
         _outer_backward_kernel[_grid(rows, tokens + weight.shape[1] - 1, channels)](
             dinner, weight, dx, dwindow if window is not None else dx, tokens, channels, **shape
         )
-        dadd = None if add is None else dx.to(add.dtype)
-        return dx, dadd, dweight.sum(0).to(weight.dtype), dbias.sum(0).to(bias.dtype), dwindow
+        return (
+            dx,
+            None if add is None else dx.to(add.dtype),
+            dweight.sum(0).to(weight.dtype),
+            dbias.sum(0).to(bias.dtype),
+            dwindow,
+        )
 
 
 def _last_dense(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _strides(tensor: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if tensor is None else (tensor.stride(0), tensor.stride(1))
+def _strides(*tensors: Tensor | None) -> tuple[int, list[int]]:
+    """Their alignment, and the strides of rows and tokens in units of it."""
+    strides = [s for x in tensors for s in ((0, 0) if x is None else x.stride()[:2])]
+    align = alignment(strides)
+    return align, [stride // align for stride in strides]
 
 
 def _grid(rows: int, tokens: int, channels: int) -> tuple[int, int, int]:

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from equilm.ops.launch import alignment
+
 
 @triton.jit
 def _add_norm_kernel(
@@ -65,7 +67,8 @@ def _add_norm_backward_kernel(
 
 
 @triton.jit
-def _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD: tl.constexpr):
+def _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD: tl.constexpr, ALIGN: tl.constexpr):
+    stride_g, stride_a = stride_g * ALIGN, stride_a * ALIGN
     value = tl.load(gate + row * stride_g + d, mask=mask, other=0.0).to(tl.float32)
     if HAS_ADD:
         value += tl.load(add + row * stride_a + d, mask=mask, other=0.0).to(tl.float32)
@@ -86,13 +89,14 @@ def _gated_norm_kernel(
     eps,
     HAS_ADD: tl.constexpr,
     D: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     """RMSNorm(y · SiLU(gate + add)) · weight of one group of one row."""
     row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, D)
     mask = d < num_columns
     d += group * num_columns
-    gate_D = _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD)
+    gate_D = _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD, ALIGN)
     at = row * num_columns * num_groups + d
     value = tl.load(y + at, mask=mask, other=0.0).to(tl.float32) * gate_D * tl.sigmoid(gate_D)
     scale = tl.rsqrt(tl.sum(value * value, 0) / num_columns + eps)
@@ -119,6 +123,7 @@ def _gated_norm_backward_kernel(
     rows_per_program,
     HAS_ADD: tl.constexpr,
     D: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     first, group = tl.program_id(0).to(tl.int64) * rows_per_program, tl.program_id(1)
     d = tl.arange(0, D)
@@ -127,7 +132,7 @@ def _gated_norm_backward_kernel(
     weight_D = tl.load(weight + d, mask=mask, other=0.0).to(tl.float32)
     dweight_D = tl.zeros((D,), dtype=tl.float32)
     for row in range(first, min(first + rows_per_program, num_rows)):
-        gate_D = _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD)
+        gate_D = _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD, ALIGN)
         at = row * num_columns * num_groups + d
         y_D = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
         open_D = tl.sigmoid(gate_D)
@@ -211,6 +216,7 @@ class GatedNorm(torch.autograd.Function):
         rows = y.numel() // y.shape[-1]
         gate, add = _flat_rows(gate), None if add is None else _flat_rows(add)
         out = torch.empty(y.shape, dtype=dtype, device=y.device)
+        align, strides = _strides(gate, add)
         _gated_norm_kernel[(rows, groups)](
             y,
             gate,
@@ -219,11 +225,11 @@ class GatedNorm(torch.autograd.Function):
             out,
             groups,
             columns,
-            gate.stride(-2),
-            0 if add is None else add.stride(-2),
+            *strides,
             eps,
             HAS_ADD=add is not None,
             D=triton.next_power_of_2(columns),
+            ALIGN=align,
             num_warps=_warps(columns),
         )
         ctx.save_for_backward(y, gate, add, weight)
@@ -240,6 +246,7 @@ class GatedNorm(torch.autograd.Function):
         per_program = triton.cdiv(rows, 1024)
         programs = triton.cdiv(rows, per_program)
         dweight = torch.empty(programs, y.shape[-1], device=y.device)
+        align, strides = _strides(gate, add)
         _gated_norm_backward_kernel[(programs, ctx.groups)](
             y,
             gate,
@@ -252,12 +259,12 @@ class GatedNorm(torch.autograd.Function):
             rows,
             ctx.groups,
             columns,
-            gate.stride(-2),
-            0 if add is None else add.stride(-2),
+            *strides,
             ctx.eps,
             per_program,
             HAS_ADD=add is not None,
             D=triton.next_power_of_2(columns),
+            ALIGN=align,
             num_warps=_warps(columns),
         )
         dadd = None if add is None else dgate.to(add.dtype)
@@ -268,6 +275,13 @@ def _flat_rows(tensor: Tensor) -> Tensor:
     """A view whose rows lie at one distance from each other."""
     whole = tensor.ndim == 2 or tensor.stride(-3) == tensor.shape[-2] * tensor.stride(-2)
     return tensor if tensor.stride(-1) == 1 and whole else tensor.contiguous()
+
+
+def _strides(*tensors: Tensor | None) -> tuple[int, list[int]]:
+    """Their alignment, and the strides of rows in units of it."""
+    strides = [0 if tensor is None else tensor.stride(-2) for tensor in tensors]
+    align = alignment(strides)
+    return align, [stride // align for stride in strides]
 
 
 def _warps(columns: int) -> int:

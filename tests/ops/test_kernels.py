@@ -17,8 +17,10 @@ from equilm.ops.scan import ssd_chunked
 pytest.importorskip("triton", reason="kernels need Triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Relative error of a tensor against float64; the gradient of a decay rate is one sum of many signs.
-TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 2e-2}
+# Relative error of a tensor against float64. A vector's gradient is a sum over all tokens, of many
+# signs: the roundings stay and most of the sum goes (a's: 2e-3 to 1.3e-2 in float16).
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+VECTOR = 10.0
 TYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 
 
@@ -51,8 +53,12 @@ def assert_same(
     for function, is_kernel in ((kernel, True), (twin, False)):
         args = []
         for place, value in enumerate(inputs):
-            kind = (dtype if place in half else torch.float32) if is_kernel else torch.float64
-            args.append(None if value is None else value.to(DEVICE, kind).requires_grad_())
+            if value is not None:
+                # The twin is given what the kernel is given, after its rounding.
+                value = value.to(DEVICE, dtype if place in half else torch.float32)
+                value = value if is_kernel else value.double()
+                value.requires_grad_()
+            args.append(value)
         outputs = function(*args)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         generator = torch.Generator().manual_seed(1)
@@ -64,7 +70,8 @@ def assert_same(
         results.append([*outputs, *gradients])
     for got, expected in zip(*results, strict=True):
         error = (got.double() - expected).norm() / expected.norm()
-        assert error < TOLERANCE[dtype], f"relative error {error:.1e}"
+        limit = TOLERANCE[dtype] * (VECTOR if expected.ndim == 1 else 1.0)
+        assert error < limit, f"relative error {error:.1e} of {tuple(expected.shape)}"
 
 
 def scan_inputs(tokens: int, heads: int, width: int, groups: int, state: int) -> list[Tensor]:
@@ -92,9 +99,10 @@ def check_scan(inputs: Sequence[Tensor | None], dtype: torch.dtype) -> None:
     assert_same(scan(ssd_triton), scan(ssd_chunked), inputs, dtype, half=(0, 3, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("tokens", [1, 33, 70])
-def test_scan(tokens: int) -> None:
-    check_scan(scan_inputs(tokens, heads=2, width=16, groups=1, state=16), torch.float32)
+def test_scan(tokens: int, dtype: torch.dtype) -> None:
+    check_scan(scan_inputs(tokens, heads=2, width=16, groups=1, state=16), dtype)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, z_BTD: Tensor) -> Tensor:
         """Return W_head z in float32 or wider over the unpadded vocabulary."""
-        head_VD = self.embedding if self.head is None else self.head
+        head_VD: Tensor = self.embedding if self.head is None else self.head
         if head_VD.is_cuda:
             # Fast products want whole tiles; a ragged vocabulary costs several times as much.
             head_VD = nn.functional.pad(head_VD, (0, 0, 0, -len(head_VD) % 64))

@@ -70,7 +70,7 @@ def jacobian_maps(records: Iterable[Record]) -> Plot | None:
         return None
     columns = min(len(matrices), 3)
     rows = -(-len(matrices) // columns)
-    limit = max(float(np.nanquantile(np.abs(each), 0.995)) for each in matrices.values()) or 1.0
+    limit = max(map(_off_diagonal, matrices.values())) or 1.0
     with style():
         figure, grid = plot.canvas(rows, columns, height=2.6 * rows)
         for axes, ((name, model), matrix) in zip(grid, matrices.items(), strict=False):
@@ -89,5 +89,12 @@ def jacobian_maps(records: Iterable[Record]) -> Plot | None:
             axes.set_visible(False)
         plot.colour_bar(figure, image, grid, "", shrink=0.8)
     caption = "How each number of the next state (rows) depends on each of the last (columns): a "
-    caption += "linear scan has a diagonal only, a recurrent network fills the matrix."
+    caption += "linear scan has a diagonal only, a recurrent network fills the matrix. The scale "
+    caption += "is that of the entries beside the diagonal, which itself is stronger."
     return Plot("jacobian", "Jacobian of the state map", caption, figure)
+
+
+def _off_diagonal(matrix: Floats) -> float:
+    """How large the entries beside the diagonal are, but for the largest hundredth."""
+    beside = np.abs(matrix)[np.eye(*matrix.shape) == 0]
+    return float(np.nanquantile(beside, 0.99)) if beside.size else 0.0

@@ -1,8 +1,7 @@
 """Recipes: strict frozen dataclasses read from TOML or JSON, and every mistake told in one line.
 
-A settings class is a frozen stdlib dataclass beside the thing that it sets; this file never names
-one. Tables become dataclasses, arrays become tuples, and a field that may hold one of several
-tables picks it by the table's `kind`. Not a command line: read `cli.py` next.
+A settings class is a frozen stdlib dataclass beside the thing that it sets. Tables become these,
+arrays tuples; one of several tables is picked by its `kind`. Read `cli.py` next.
 """
 
 import difflib

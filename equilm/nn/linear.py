@@ -5,6 +5,7 @@ their cast to the autocast type, dropout masks) once; inside it a stack is one f
 may be evaluated many times. Read `block.py` next.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,17 +13,20 @@ import torch
 from torch import Tensor, nn
 
 
-class Prepared(nn.Module):
+class Prepared(nn.Module, ABC):
     """Something that has constants to make before a forward."""
 
+    @abstractmethod
     def is_prepared(self) -> bool:
-        raise NotImplementedError
+        """Return whether they are made, and not stale."""
 
+    @abstractmethod
     def prepare(self) -> None:
-        raise NotImplementedError
+        """Make them."""
 
+    @abstractmethod
     def release(self) -> None:
-        raise NotImplementedError
+        """Forget them."""
 
 
 @contextmanager

@@ -7,210 +7,12 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from equilm.ops import conv_kernels as kernels
 from equilm.ops.launch import alignment
 
 ROWS, CHANNELS = 32, 128  # tokens and channels of a tile
-
-
-@triton.jit
-def _input(
-    x,
-    add,
-    window,
-    t,
-    c,
-    num_tokens,
-    num_channels,
-    stride_xt,
-    stride_at,
-    HAS_ADD: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    W: tl.constexpr,
-):
-    """x (+ add) at positions t ≥ −(W − 1), before zero from the window; float32."""
-    inside = (t >= 0) & (t < num_tokens)
-    mask = inside[:, None] & (c < num_channels)[None, :]
-    value = tl.load(x + t[:, None] * stride_xt + c[None, :], mask=mask, other=0.0).to(tl.float32)
-    if HAS_ADD:
-        at = add + t[:, None] * stride_at + c[None, :]
-        value += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    if HAS_WINDOW:
-        before = ((t < 0) & (t >= 1 - W))[:, None] & (c < num_channels)[None, :]
-        at = window + (t[:, None] + W - 1) * num_channels + c[None, :]
-        value += tl.load(at, mask=before, other=0.0).to(tl.float32)
-    return value
-
-
-@triton.jit
-def _forward_kernel(
-    x,
-    add,
-    weight,
-    bias,
-    window,
-    y,
-    num_tokens,
-    num_channels,
-    stride_xb,
-    stride_xt,
-    stride_ab,
-    stride_at,
-    HAS_ADD: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    W: tl.constexpr,
-    T: tl.constexpr,
-    C: tl.constexpr,
-    ALIGN: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    stride_xb, stride_xt = stride_xb * ALIGN, stride_xt * ALIGN
-    stride_ab, stride_at = stride_ab * ALIGN, stride_at * ALIGN
-    t = tl.program_id(1) * T + tl.arange(0, T)
-    c = tl.program_id(2) * C + tl.arange(0, C)
-    c_mask = c < num_channels
-    x += row * stride_xb
-    add += row * stride_ab
-    window += row * (W - 1) * num_channels
-    total = tl.zeros((T, C), dtype=tl.float32)
-    total += tl.load(bias + c, mask=c_mask, other=0.0).to(tl.float32)[None, :]
-    for tap in tl.static_range(W):
-        tap_C = tl.load(weight + c * W + tap, mask=c_mask, other=0.0).to(tl.float32)
-        total += tap_C[None, :] * _input(
-            x,
-            add,
-            window,
-            t - (W - 1) + tap,
-            c,
-            num_tokens,
-            num_channels,
-            stride_xt,
-            stride_at,
-            HAS_ADD,
-            HAS_WINDOW,
-            W,
-        )
-    value = total * tl.sigmoid(total)
-    at = y + (row * num_tokens + t[:, None]) * num_channels + c[None, :]
-    tl.store(at, value.to(y.dtype.element_ty), mask=(t < num_tokens)[:, None] & c_mask[None, :])
-
-
-@triton.jit
-def _inner_backward_kernel(
-    x,
-    add,
-    weight,
-    bias,
-    window,
-    dy,
-    dinner,
-    dweight,
-    dbias,
-    num_tokens,
-    num_channels,
-    stride_xb,
-    stride_xt,
-    stride_ab,
-    stride_at,
-    stride_dyb,
-    stride_dyt,
-    HAS_ADD: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    W: tl.constexpr,
-    T: tl.constexpr,
-    C: tl.constexpr,
-    ALIGN: tl.constexpr,
-):
-    """dy · SiLU′ before the activation, and the sums over this tile for taps and bias."""
-    row = tl.program_id(0).to(tl.int64)
-    stride_xb, stride_xt = stride_xb * ALIGN, stride_xt * ALIGN
-    stride_ab, stride_at = stride_ab * ALIGN, stride_at * ALIGN
-    stride_dyb, stride_dyt = stride_dyb * ALIGN, stride_dyt * ALIGN
-    t = tl.program_id(1) * T + tl.arange(0, T)
-    c = tl.program_id(2) * C + tl.arange(0, C)
-    c_mask = c < num_channels
-    mask = (t < num_tokens)[:, None] & c_mask[None, :]
-    x += row * stride_xb
-    add += row * stride_ab
-    window += row * (W - 1) * num_channels
-    total = tl.zeros((T, C), dtype=tl.float32)
-    total += tl.load(bias + c, mask=c_mask, other=0.0).to(tl.float32)[None, :]
-    for tap in tl.static_range(W):
-        tap_C = tl.load(weight + c * W + tap, mask=c_mask, other=0.0).to(tl.float32)
-        total += tap_C[None, :] * _input(
-            x,
-            add,
-            window,
-            t - (W - 1) + tap,
-            c,
-            num_tokens,
-            num_channels,
-            stride_xt,
-            stride_at,
-            HAS_ADD,
-            HAS_WINDOW,
-            W,
-        )
-    gate = tl.sigmoid(total)
-    at = dy + row * stride_dyb + t[:, None] * stride_dyt + c[None, :]
-    slope = tl.load(at, mask=mask, other=0.0).to(tl.float32) * gate * (1 + total * (1 - gate))
-    at = dinner + (row * num_tokens + t[:, None]) * num_channels + c[None, :]
-    tl.store(at, slope.to(dinner.dtype.element_ty), mask=mask)
-    tile = row * tl.num_programs(1) + tl.program_id(1)
-    tl.store(dbias + tile * num_channels + c, tl.sum(slope, 0), mask=c_mask)
-    for tap in tl.static_range(W):
-        seen = _input(
-            x,
-            add,
-            window,
-            t - (W - 1) + tap,
-            c,
-            num_tokens,
-            num_channels,
-            stride_xt,
-            stride_at,
-            HAS_ADD,
-            HAS_WINDOW,
-            W,
-        )
-        at = dweight + (tile * num_channels + c) * W + tap
-        tl.store(at, tl.sum(slope * seen, 0), mask=c_mask)
-
-
-@triton.jit
-def _outer_backward_kernel(
-    dinner,
-    weight,
-    dx,
-    dwindow,
-    num_tokens,
-    num_channels,
-    HAS_WINDOW: tl.constexpr,
-    W: tl.constexpr,
-    T: tl.constexpr,
-    C: tl.constexpr,
-):
-    """dx_t = Σ_w weight_w · dinner_{t + W − 1 − w}; positions before zero belong to the window."""
-    row = tl.program_id(0).to(tl.int64)
-    t = tl.program_id(1) * T + tl.arange(0, T) - (W - 1)
-    c = tl.program_id(2) * C + tl.arange(0, C)
-    c_mask = c < num_channels
-    dinner += row * num_tokens * num_channels
-    total = tl.zeros((T, C), dtype=tl.float32)
-    for tap in tl.static_range(W):
-        to = t + (W - 1) - tap
-        mask = ((to >= 0) & (to < num_tokens))[:, None] & c_mask[None, :]
-        at = dinner + to[:, None] * num_channels + c[None, :]
-        tap_C = tl.load(weight + c * W + tap, mask=c_mask, other=0.0).to(tl.float32)
-        total += tap_C[None, :] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    mask = ((t >= 0) & (t < num_tokens))[:, None] & c_mask[None, :]
-    at = dx + (row * num_tokens + t[:, None]) * num_channels + c[None, :]
-    tl.store(at, total.to(dx.dtype.element_ty), mask=mask)
-    if HAS_WINDOW:
-        at = dwindow + (row * (W - 1) + t[:, None] + W - 1) * num_channels + c[None, :]
-        tl.store(at, total, mask=(t < 0)[:, None] & c_mask[None, :])
 
 
 class ConvSilu(torch.autograd.Function):
@@ -225,7 +27,7 @@ class ConvSilu(torch.autograd.Function):
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         rows, tokens, channels = x.shape
         align, strides = _strides(x, add)
-        _forward_kernel[_grid(rows, tokens, channels)](
+        kernels.forward[_grid(rows, tokens, channels)](
             x,
             x if add is None else add,
             weight,
@@ -250,7 +52,7 @@ class ConvSilu(torch.autograd.Function):
         dinner = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dweight = torch.empty(grid[0] * grid[1], *weight.shape, device=x.device)
         dbias = torch.empty(grid[0] * grid[1], channels, device=x.device)
-        _inner_backward_kernel[grid](
+        kernels.inner_backward[grid](
             x,
             x if add is None else add,
             weight,
@@ -269,7 +71,7 @@ class ConvSilu(torch.autograd.Function):
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dwindow = None if window is None else torch.empty_like(window, dtype=torch.float32)
         shape.pop("HAS_ADD")
-        _outer_backward_kernel[_grid(rows, tokens + weight.shape[1] - 1, channels)](
+        kernels.outer_backward[_grid(rows, tokens + weight.shape[1] - 1, channels)](
             dinner, weight, dx, dwindow if window is not None else dx, tokens, channels, **shape
         )
         return (

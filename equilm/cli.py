@@ -76,7 +76,7 @@ def evaluate(
     windows: tuple[int, ...] = (1,),
     batch_size: int = 16,
     seed: int = 0,
-    tolerance: float = 0.05,
+    tolerance: float = 0.01,
     max_steps: int = 64,
 ) -> None:
     """Measure runs on the test split of their task, and add the Records to RUN/records.jsonl.
@@ -113,7 +113,7 @@ def check(
     checkpoint: Annotated[Path, Positional, _arg("FOLDER")],
     /,
     *,
-    length: int = 64,
+    length: int = 32,
     batch_size: int = 8,
     seed: int = 0,
 ) -> None:

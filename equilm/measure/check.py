@@ -35,7 +35,7 @@ class Finding(NamedTuple):
 
 @torch.no_grad()
 def check_model(
-    model: LanguageModel, *, length: int = 64, batch_size: int = 8, seed: int = 0
+    model: LanguageModel, *, length: int = 32, batch_size: int = 8, seed: int = 0
 ) -> list[Finding]:
     """Check a model on random tokens.
 

@@ -35,7 +35,8 @@ class EvaluationConfig:
         batch_size: Sequences.
         seed: Of the sequences.
         split: Of the task.
-        tolerance: Of the solve, relative, ≥ 0.
+        tolerance: Of the solve, relative, ≥ 0. Above 0.01, a window may settle a token that is only
+            passing slowly from one answer to another.
         max_steps: Evaluations a token may take, ≥ 0; in the simultaneous mode all of them together.
     """
 
@@ -44,7 +45,7 @@ class EvaluationConfig:
     batch_size: int = 16
     seed: int = 0
     split: str = "test"
-    tolerance: float = 0.05
+    tolerance: float = 0.01
     max_steps: int = 64
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ one line and exit code 2, a run that failed is exit code 1.
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,8 +17,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from equilm.config import suggest
 
 if TYPE_CHECKING:
-    from equilm.measure.evaluate import EvaluationConfig
     from equilm.record import Record
+    from equilm.report.tables import Table
 
 console = Console()
 errors = Console(stderr=True)
@@ -91,6 +92,7 @@ def evaluate(
         max_steps: Evaluations a token may take.
     """
     from equilm.measure.evaluate import EvaluationConfig
+    from equilm.train.runs import evaluate_run
 
     if not runs:
         raise ValueError("runs: expected one folder or more, got none")
@@ -104,9 +106,10 @@ def evaluate(
     )
     records = []
     for run in runs:
-        with console.status(f"evaluating {run}"):
-            records += _evaluate_run(run, settings)
-    _print_tables(records)
+        with _waiting(f"evaluating {run}"):
+            records += evaluate_run(run, settings)
+    for table in _tables(records):
+        console.print(table.terminal())
 
 
 def check(
@@ -128,7 +131,8 @@ def check(
     from equilm.hf.convert import load
     from equilm.measure.check import as_table, check_model
 
-    findings = check_model(load(checkpoint), length=length, batch_size=batch_size, seed=seed)
+    with _waiting(f"checking {checkpoint}: a minute or more where it converges slowly"):
+        findings = check_model(load(checkpoint), length=length, batch_size=batch_size, seed=seed)
     console.print(as_table(findings).terminal())
     if any(finding.ok is False for finding in findings):
         sys.exit(1)
@@ -159,7 +163,8 @@ def report(
         folder / "report", records, title=title or folder.resolve().name, command=command
     )
     figures.save(folder / "report", records, suffix=".png")
-    _print_tables(records)
+    written = [table.markdown() for table in _tables(records)]
+    (folder / "report" / "tables.md").write_text("\n".join(written), encoding="utf-8")
     _say(page.headline(records))
     _say(str(path))
 
@@ -213,41 +218,18 @@ def _recipe_of(run: Path) -> Path:
     return run / "recipe.json"
 
 
-def _evaluate_run(path: Path, settings: "EvaluationConfig") -> list["Record"]:
-    from equilm import config, record
-    from equilm.hf.convert import load
-    from equilm.measure.evaluate import evaluate as measure
-    from equilm.tasks import build_task
-    from equilm.train.checkpoint import newest_checkpoint, step_of
-    from equilm.train.recipe import Recipe, use_device
-
-    path = path.resolve()
-    run = next((one for one in (path, *path.parents) if (one / "recipe.json").exists()), None)
-    if run is None:
-        raise ValueError(f"{path}: expected the folder of a run, with recipe.json")
-    recipe = config.load(Recipe, run / "recipe.json")
-    folder = newest_checkpoint(run) if path == run else path
-    if folder is None:
-        raise ValueError(f"{run}: expected a checkpoint, got none yet")
-    device = use_device(recipe.device, threads=recipe.threads)
-    about = {
-        "model": run.name,
-        "seed": recipe.seed,
-        "step": step_of(folder),
-        **record.environment(device.type),
-    }
-    model = load(folder, device=device)
-    records = list(measure(model, build_task(recipe.task), settings, about=about))
-    record.append(run / "records.jsonl", records)
-    return records
-
-
-def _print_tables(records: list["Record"]) -> None:
+def _tables(records: list["Record"]) -> list["Table"]:
     from equilm.report.tables import accuracy_table, effort_table
 
-    for table in (accuracy_table(records), effort_table(records)):
-        if table is not None:
-            console.print(table.terminal())
+    return [table for table in (accuracy_table(records), effort_table(records)) if table]
+
+
+def _waiting(words: str) -> AbstractContextManager[object]:
+    """Say what is being waited for: a spinner in a terminal, a line elsewhere."""
+    if console.is_terminal:
+        return console.status(words)
+    _say(words)
+    return nullcontext()
 
 
 def _say(line: str) -> None:

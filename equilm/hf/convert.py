@@ -79,6 +79,8 @@ def load(
         if not checkpoints:
             raise CheckpointError(f"{folder}: expected a whole checkpoints/step-*, got none")
         folder = checkpoints[-1]
+    if not (folder / CONFIG).exists():
+        raise CheckpointError(f"{folder}: expected a run or a model folder, with {CONFIG} in it")
     settings = read_json(folder / CONFIG)
     if "format" in settings or "model_type" not in settings:
         return load_model(folder, device=device)

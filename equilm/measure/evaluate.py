@@ -129,7 +129,7 @@ def _measured(model: LanguageModel, task: Task, config: EvaluationConfig) -> Ite
         seed=config.seed,
         index=0,
     )
-    yield _chance(batch.targets_BT)
+    yield replace(_chance(batch.targets_BT), length=longest)
     core = model.core
     if not isinstance(core, Equilibrium):
         yield from _reported(answer(model, batch, None), config.lengths, span=None)

@@ -51,6 +51,8 @@ def save_model(
     """
     folder = Path(folder).resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if not (folder / CONFIG).exists():
+            raise CheckpointError(f"{folder}: is there and is no model folder; choose another name")
         _read_settings(folder)
     tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in model.state_dict().items()}
     files = {WEIGHTS: safetensors.torch.save(tensors)}

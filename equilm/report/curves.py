@@ -133,8 +133,10 @@ def residual_curves(records: Iterable[Record]) -> Plot | None:
         if last > 0:
             colours = ScalarMappable(Normalize(0, last), POSITION)
             plot.colour_bar(figure, colours, grid, "position of the token")
-    caption = "Each line is a token; a straight fall means that every sweep brings the state "
-    caption += "nearer to its fixed point by the same factor." + plot.omitted(shown, groups)
+    caption = (
+        "Each line is a token, all tokens solved at once: it falls for good when those before "
+    )
+    caption += "it have settled, and is flat from where it settles." + plot.omitted(shown, groups)
     return Plot("residual", "Residual against sweep", caption, figure)
 
 

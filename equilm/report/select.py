@@ -130,7 +130,7 @@ def rows(records: Iterable[Record]) -> Floats:
 def guessing(records: Iterable[Record], task: str) -> float | None:
     """The accuracy of guessing on a task, a share; None if no Record tells it."""
     told = [r for r in evaluation(records, "chance") if r.task in (task, "")]
-    return number(told[-1]) if told else None
+    return number(max(told, key=lambda r: r.length or 0)) if told else None
 
 
 def longest_trained(records: Iterable[Record]) -> int | None:

@@ -188,7 +188,8 @@ class Trainer:
             )
         if begun and config.load(Recipe, path) != self.recipe:
             raise ConfigError(
-                f"{self.folder}: was begun with another recipe; resume it without naming one"
+                f"{self.folder}: was begun with another recipe; resume it without naming one, and "
+                "without --set"
             )
         position = checkpoint.load_newest(self.folder, self.model, self.optimizer)
         self.folder.mkdir(parents=True, exist_ok=True)

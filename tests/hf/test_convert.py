@@ -24,7 +24,7 @@ def test_our_own_folder_and_the_newest_checkpoint_of_a_run(tmp_path: Path) -> No
 
 
 def test_a_folder_of_nothing_we_know_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere.config\.json: no such file"):
+    with pytest.raises(CheckpointError, match=r"nowhere: expected a run or a model folder"):
         load(tmp_path / "nowhere")
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match=r"expected a whole checkpoints/step-\*, got none"):

@@ -181,7 +181,7 @@ def test_a_process_killed_between_the_renames_is_told_where_the_old_folder_is(
 
 def test_nothing_but_a_model_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("a thesis")
-    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
+    with pytest.raises(CheckpointError, match=r"no model folder; choose another name"):
         save_model(make(), tmp_path)
     with pytest.raises(CheckpointError, match="no JSON file"):
         save_model(make(), tmp_path / "precious.txt")

@@ -183,7 +183,7 @@ def test_nothing_but_a_model_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("a thesis")
     with pytest.raises(CheckpointError, match=r"no model folder; choose another name"):
         save_model(make(), tmp_path)
-    with pytest.raises(CheckpointError, match="no JSON file"):
+    with pytest.raises(CheckpointError, match="no model folder; choose another name"):
         save_model(make(), tmp_path / "precious.txt")
     assert (tmp_path / "precious.txt").read_text() == "a thesis"
 

@@ -143,9 +143,10 @@ def _table(number: int, table: Table) -> str:
         + "</tr>"
         for row in table.rows
     )
+    caption = escape(f"{table.title}. {table.note}".strip())
     return (
         f"<figure><div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-        f"</table></div><figcaption><b>Table {number}.</b> {escape(table.title)}.</figcaption>"
+        f"</table></div><figcaption><b>Table {number}.</b> {caption}</figcaption>"
         "</figure>"
     )
 

@@ -27,11 +27,13 @@ class Table:
         title: what the table shows, one line.
         header: names of the columns; the first column names the rows.
         rows: the cells, as many a row as there are columns.
+        note: what its words mean, a sentence or more for the page; may be empty.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    note: str = ""
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown, numbers to the right, without its title."""
@@ -117,6 +119,7 @@ def effort_table(records: Iterable[Record]) -> Table | None:
         f"What an answer costs at {at}",
         ("", *names),
         tuple((header, *cells) for header, cells in rows if set(cells) != {MISSING}),
+        _WORDS,
     )
 
 
@@ -141,6 +144,11 @@ def _duration(seconds: float) -> str:
     return f"{count(seconds)} s"
 
 
+_WORDS = (
+    "An evaluation is one pass of a token through the layers. Sequential solves one token after "
+    "the other, a window of 8 eight at a time. Converged tokens moved less than the tolerance, "
+    "capped ones ran out of steps, cycling ones stopped coming nearer."
+)
 _Column = tuple[str, str, Callable[[float], str]]
 _OF_A_LINE: tuple[_Column, ...] = (
     ("evaluations_per_token", "evaluations a token", count),

@@ -1,0 +1,1 @@
+"""From a prompt to tokens: sampling, the engine that batches by sweep, and the server over it."""

@@ -35,8 +35,13 @@ class Record:
         step: optimizer steps taken before the measurement.
         seed: seed of the run.
         row: index of this series among its kind (sequence, token position, matrix row).
+        batch: sequences worked on at once.
+        sweeps: evaluations without gradient in a solve, the s of (s+k).
+        phantom: evaluations with gradient after them, the k of (s+k).
+        precision: the type computed in, such as "bf16".
         commit: commit or version of the package.
         device: machine part that did the work, such as "cpu".
+        software: versions of what computes, such as "torch 2.11.0, triton 3.6.0".
     """
 
     name: str
@@ -50,8 +55,13 @@ class Record:
     step: int | None = None
     seed: int | None = None
     row: int | None = None
+    batch: int | None = None
+    sweeps: int | None = None
+    phantom: int | None = None
+    precision: str = ""
     commit: str = ""
     device: str = ""
+    software: str = ""
 
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Record)}
@@ -137,6 +147,17 @@ def environment(device: str = "") -> Environment:
         version, and `device`.
     """
     return {"commit": _checkout_commit() or _installed_version(), "device": device}
+
+
+def software() -> str:
+    """The versions of PyTorch and, where it is installed, Triton: what a Record of speed says."""
+    told = []
+    for name in ("torch", "triton"):
+        try:
+            told.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(told)
 
 
 def _checkout_commit() -> str:

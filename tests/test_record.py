@@ -1,5 +1,6 @@
 """Records survive the file, the kill and the resume, and a bad line is named."""
 
+import importlib.metadata
 import json
 import math
 from pathlib import Path
@@ -21,8 +22,13 @@ FULL = Record(
     step=650,
     seed=0,
     row=2,
+    batch=16,
+    sweeps=24,
+    phantom=4,
+    precision="bf16",
     commit="0a1b2c3",
     device="cpu",
+    software="torch 2.11.0, triton 3.6.0",
 )
 
 
@@ -148,3 +154,13 @@ def test_environment_describes_a_record() -> None:
 def test_environment_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert record.environment("cpu")["commit"]
+
+
+def test_software_is_named_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "triton":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "2.11.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert record.software() == "torch 2.11.0"

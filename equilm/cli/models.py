@@ -1,0 +1,55 @@
+"""Commands about one model: check, convert. Read `speed.py` next."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from equilm.cli.terminal import argument, console, say, waiting
+
+
+def check(
+    checkpoint: Annotated[Path, Positional, argument("FOLDER")],
+    /,
+    *,
+    length: int = 32,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> None:
+    """Verify on a model itself that its modes agree, and say how it converges; exit 1 if it fails.
+
+    Args:
+        checkpoint: A run, a checkpoint, or any folder that `convert` reads.
+        length: Tokens of the sequences tried.
+        batch_size: Sequences.
+        seed: Of the tokens.
+    """
+    from equilm.hf.convert import load
+    from equilm.measure.check import as_table, check_model
+
+    with waiting(f"checking {checkpoint}: a minute or more where it converges slowly"):
+        findings = check_model(load(checkpoint), length=length, batch_size=batch_size, seed=seed)
+    console.print(as_table(findings).terminal())
+    if any(finding.ok is False for finding in findings):
+        sys.exit(1)
+
+
+def convert(
+    source: Annotated[Path, Positional, argument("SOURCE")],
+    target: Annotated[Path, Positional, argument("TARGET")],
+    /,
+) -> None:
+    """Turn a checkpoint of others into a model folder.
+
+    Args:
+        source: A folder of the public reference, or a Mamba2 or Llama of Hugging Face's, with
+            config.json and model.safetensors (or pytorch_model.bin, of which weights only).
+        target: The folder to write.
+    """
+    from equilm.hf.convert import convert as convert_folder
+    from equilm.hf.convert import load
+    from equilm.nn.model import parameter_count
+
+    convert_folder(source, target)
+    say(f"{target}: {parameter_count(load(target)):,} parameters")

@@ -1,0 +1,139 @@
+"""Commands about runs: train, evaluate, report. Read `models.py` next."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, UseAppendAction
+
+from equilm.cli.terminal import argument, complain, console, say, waiting
+
+if TYPE_CHECKING:
+    from equilm.record import Record
+    from equilm.report.tables import Table
+
+
+def train(
+    recipe: Annotated[Path | None, Positional, argument("[RECIPE]")] = None,
+    /,
+    *,
+    out: Annotated[Path | None, argument("FOLDER")] = None,
+    overrides: Annotated[tuple[str, ...], UseAppendAction, argument("KEY=VALUE", name="set")] = (),
+    resume: bool = False,
+    tensorboard: bool = False,
+) -> None:
+    """Train a model by a recipe.
+
+    Args:
+        recipe: A .toml or .json file. Without one: the published state-tracking recipe, or the
+            one the run was begun with, if it is resumed.
+        out: Where recipe.json, metrics.jsonl and the checkpoints go; runs/RECIPE if left out.
+        overrides: Change a setting of the recipe; may be repeated. Examples:
+            model=mamba2-130m, optim.rate=1e-3, phases.1.max_steps=16.
+        resume: Go on from the newest checkpoint in the folder, bit for bit.
+        tensorboard: Write a TensorBoard log into the folder as well.
+    """
+    from equilm import config
+    from equilm.nn.model import parameter_count
+    from equilm.train.progress import show
+    from equilm.train.recipe import Recipe
+    from equilm.train.trainer import Trainer
+
+    out = out or Path("runs") / (recipe.stem if recipe else "default")
+    if recipe is None and resume:
+        recipe = _recipe_of(out)
+    settings = config.load(Recipe, recipe, overrides)
+    trainer = Trainer(settings, out, resume=resume, tensorboard=tensorboard)
+    size, step = parameter_count(trainer.model), trainer.position.step
+    say(f"{out}: {size:,} parameters on {trainer.device.type}, steps {step} to {settings.steps}")
+    try:
+        show(trainer.run(), name=out.resolve().name, num_steps=settings.steps, console=console)
+    except KeyboardInterrupt:
+        complain(f"interrupted; go on with: equilm train --resume --out {out}")
+        sys.exit(130)
+
+
+def evaluate(
+    runs: Annotated[tuple[Path, ...], Positional, argument("RUN [RUN ...]")],
+    /,
+    *,
+    lengths: tuple[int, ...] = (16, 64, 256, 1000, 2000),
+    windows: tuple[int, ...] = (1,),
+    batch_size: int = 16,
+    seed: int = 0,
+    tolerance: float = 0.01,
+    max_steps: int = 64,
+) -> None:
+    """Measure runs on the test split of their task, and add the Records to RUN/records.jsonl.
+
+    Args:
+        runs: Folders of runs, or of checkpoints in them; one or more.
+        lengths: Sequence lengths to report, in tokens.
+        windows: Tokens an implicit model solves at once: 1 is sequential, 0 all of them.
+        batch_size: Sequences.
+        seed: Of the sequences.
+        tolerance: A token is solved when one more evaluation changes it by this share.
+        max_steps: Evaluations a token may take.
+    """
+    from equilm.measure.evaluate import EvaluationConfig
+    from equilm.train.runs import evaluate_run
+
+    if not runs:
+        raise ValueError("runs: expected one folder or more, got none")
+    settings = EvaluationConfig(
+        lengths=lengths,
+        windows=windows,
+        batch_size=batch_size,
+        seed=seed,
+        tolerance=tolerance,
+        max_steps=max_steps,
+    )
+    records = []
+    for run in runs:
+        with waiting(f"evaluating {run}"):
+            records += evaluate_run(run, settings)
+    for table in _tables(records):
+        console.print(table.terminal())
+
+
+def report(
+    folder: Annotated[Path, Positional, argument("FOLDER")],
+    /,
+    *,
+    title: Annotated[str, argument("TEXT")] = "",
+    command: Annotated[str, argument("TEXT")] = "",
+) -> None:
+    """Write FOLDER/report/index.html, its figures and tables from the Records below FOLDER.
+
+    Args:
+        folder: Holds runs: every metrics.jsonl and records.jsonl below it is read.
+        title: Of the page; the folder's name if left out.
+        command: What to type to get the same numbers, for the page to say.
+    """
+    from equilm import record
+    from equilm.report import figures, page
+
+    paths = sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("records.jsonl")])
+    records = record.read(paths)
+    if not records:
+        raise ValueError(f"{folder}: expected metrics.jsonl or records.jsonl below it, got neither")
+    path = page.write_page(
+        folder / "report", records, title=title or folder.resolve().name, command=command
+    )
+    figures.save(folder / "report", records, suffix=".png")
+    written = [table.markdown() for table in _tables(records)]
+    (folder / "report" / "tables.md").write_text("\n".join(written), encoding="utf-8")
+    say(page.headline(records))
+    say(str(path))
+
+
+def _recipe_of(run: Path) -> Path:
+    if not (run / "recipe.json").exists():
+        raise ValueError(f"{run}: expected a run to resume, with recipe.json, got none")
+    return run / "recipe.json"
+
+
+def _tables(records: list["Record"]) -> list["Table"]:
+    from equilm.report.tables import accuracy_table, effort_table
+
+    return [table for table in (accuracy_table(records), effort_table(records)) if table]

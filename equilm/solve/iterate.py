@@ -101,6 +101,13 @@ class Progress(NamedTuple):
     relax: Tensor  # float32, 1 or halved by the cycle rule
 
 
+class Limits(NamedTuple):
+    """What stands in for `Solve.tolerance` and `Solve.max_steps` where unknowns differ in them."""
+
+    tolerance: Tensor  # (...) float32
+    max_steps: Tensor  # (...) int32, at least 1
+
+
 class Solution(NamedTuple):
     """Where a solve ended, unknown by unknown. Not converged is a status, never an exception."""
 
@@ -153,7 +160,12 @@ def begin(z: Tensor, solve: Solve, *, settled: Tensor | None = None) -> Progress
 
 
 def sweep(
-    transition: Transition, progress: Progress, solve: Solve, *, chain: bool
+    transition: Transition,
+    progress: Progress,
+    solve: Solve,
+    *,
+    chain: bool,
+    limits: Limits | None = None,
 ) -> tuple[Progress, Tensor, Any]:
     """Evaluate F once, settle what is done, and move the rest by one step.
 
@@ -164,15 +176,17 @@ def sweep(
         chain: Whether unknown t along dimension −2 depends on unknowns ≤ t, and on no later one.
             Then it settles only together with or after all before it, so that its answer depends
             on nothing behind it.
+        limits: Tolerance and steps of each unknown, instead of those of `solve`.
 
     Returns:
         The next progress, and F(z) and aux at the point that was measured.
     """
     p = progress
+    tolerance, max_steps = limits or (solve.tolerance, solve.max_steps)
     fz, aux = transition(p.z)
     was_open = p.status == Status.OPEN
     residual = torch.where(was_open, relative_residual(fz, p.z), p.residual)
-    good = ~was_open | (residual <= solve.tolerance)
+    good = ~was_open | (residual <= tolerance)
     before, through = _prefixes(good) if chain else (torch.ones_like(good), good)
     p = p._replace(
         status=p.status.masked_fill(was_open & through, Status.CONVERGED),
@@ -180,7 +194,7 @@ def sweep(
         residual=residual,
         age=p.age + (was_open & before).int(),
     )
-    p, moves = _judge(p, was_open & before & ~through, solve)
+    p, moves = _judge(p, was_open & before & ~through, solve.cycle, max_steps)
     # Autocast would compute the products of the step rule in half precision.
     with torch.autocast(p.z.device.type, enabled=False):
         z_next, memory = solve.solver.step(p.z, fz, p.memory)
@@ -200,7 +214,9 @@ def _prefixes(good: Tensor) -> tuple[Tensor, Tensor]:
     return before, through
 
 
-def _judge(p: Progress, front: Tensor, solve: Solve) -> tuple[Progress, Tensor]:
+def _judge(
+    p: Progress, front: Tensor, cycle: CycleRule | None, max_steps: int | Tensor
+) -> tuple[Progress, Tensor]:
     """Keep the best point of each unknown in front, end those that will not converge.
 
     Returns the progress, and which unknowns take the step that follows.
@@ -210,10 +226,10 @@ def _judge(p: Progress, front: Tensor, solve: Solve) -> tuple[Progress, Tensor]:
         best_z=torch.where(better[..., None], p.z, p.best_z),
         best_residual=torch.where(better, p.residual, p.best_residual),
     )
-    if solve.cycle is not None:
-        p = _watch(p, front, solve.cycle)
+    if cycle is not None:
+        p = _watch(p, front, cycle)
     finite = torch.isfinite(p.residual)
-    late = front & (p.status == Status.OPEN) & (p.age >= solve.max_steps)
+    late = front & (p.status == Status.OPEN) & (p.age >= max_steps)
     p = p._replace(status=p.status.masked_fill(late | (front & ~finite), Status.CAPPED))
     gave_up = front & (p.status != Status.OPEN)
     # An unknown that was still improving when its steps ran out takes the last of them too.

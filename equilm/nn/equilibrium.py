@@ -92,6 +92,12 @@ class Equilibrium(Mixer):
         """Return u_BTE = W · RMSNorm(x) + b, once a forward."""
         return self.injection(self.injection_norm(x_BTD))
 
+    def attach(self, z_BTD: Tensor, x_BTD: Tensor) -> Tensor:
+        """Return the fixed point z of the input x, without a state, with `gradient` attached."""
+        with prepared(self):
+            u_BTE = self.inject(x_BTD)
+            return self.gradient.attach(lambda z_BTD: self.body(z_BTD, None, u_BTE), z_BTD)[0]
+
     def flops_per_token(self, length: int) -> float:
         """One evaluation of F; the injection is paid once and left out."""
         return self.body.flops_per_token(length)
@@ -109,13 +115,13 @@ class Equilibrium(Mixer):
             scratch = tree.map_(torch.clone, state) if recording else state
             found = iterate(
                 lambda z_BTD: self.body(z_BTD, scratch, u_BTE, valid_B),
-                self._zeros(rows, tokens),
+                self.zeros(rows, tokens),
                 self.solve,
                 chain=True,
                 settled=settled_BT,
                 trace=self._trace,
             )
-        self._report(found)
+        self.report(found)
         if recording:
             return self.gradient.attach(
                 lambda z_BTD: self.body(z_BTD, state, u_BTE, valid_B), found.value
@@ -147,16 +153,18 @@ class Equilibrium(Mixer):
             solve=self.solve,
             valid=valid_B,
         )
-        self._report(found)
+        self.report(found)
         assert found.last is not None
         return found.last
 
-    def _zeros(self, rows: int, tokens: int) -> Tensor:
+    def zeros(self, rows: int, tokens: int) -> Tensor:
+        """Return where a solve starts, (rows, tokens, D) in float32 or wider."""
         like = self.injection_norm.weight
         dtype = torch.promote_types(like.dtype, torch.float32)
         return like.new_zeros(rows, tokens, self.width, dtype=dtype)
 
-    def _report(self, found: Solution) -> None:
+    def report(self, found: Solution) -> None:
+        """Hand a solution to whoever observes."""
         if self._observer is not None:
             self._observer.append(found)
 

@@ -1,9 +1,9 @@
 """The one sweep, and the one loop around it.
 
-`begin` → `sweep` … `sweep` → `Solution`. `sweep` evaluates F once for all unknowns, measures each
-residual, settles what is done, and lets the step rule move the rest; nothing in it waits for the
-device. The sliding window and the decoding engine drive the same `sweep`. It has never heard of
-tokens. Read `window.py` and `gradient.py` next.
+`begin` → `sweep` … `sweep` → `Solution`; `drive` is the loop. `sweep` evaluates F once for all
+unknowns, measures each residual, settles what is done, and lets the step rule move the rest;
+nothing in it waits for the device. The sliding window and the decoding engine drive the same
+`sweep`. It has never heard of tokens. Read `window.py` and `gradient.py` next.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from equilm.solve.anderson import Anderson
 from equilm.solve.broyden import Broyden
+from equilm.solve.move import moved, relative_residual, stepped
 from equilm.solve.picard import Picard
 
 # z (..., N) → (F(z) (..., N), anything else the evaluation yields)
@@ -120,14 +121,6 @@ class Solution(NamedTuple):
     last: tuple[Tensor, Any] | None  # F(value) and what came with it, if already known
 
 
-def relative_residual(fz: Tensor, z: Tensor) -> Tensor:
-    """‖F(z) − z‖ / ‖F(z)‖ over the last dimension, in float32."""
-    # The difference of nearly equal numbers is taken before they are rounded.
-    fz = fz.to(torch.promote_types(fz.dtype, torch.float32))
-    bottom = torch.linalg.vector_norm(fz, dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-    return (torch.linalg.vector_norm(fz - z, dim=-1) / bottom).float()
-
-
 def begin(z: Tensor, solve: Solve, *, settled: Tensor | None = None) -> Progress:
     """Return the progress of a solve before its first sweep.
 
@@ -166,6 +159,7 @@ def sweep(
     *,
     chain: bool,
     limits: Limits | None = None,
+    inplace: bool = False,
 ) -> tuple[Progress, Tensor, Any]:
     """Evaluate F once, settle what is done, and move the rest by one step.
 
@@ -177,6 +171,7 @@ def sweep(
             Then it settles only together with or after all before it, so that its answer depends
             on nothing behind it.
         limits: Tolerance and steps of each unknown, instead of those of `solve`.
+        inplace: Whether z and the best z may be overwritten where they lie.
 
     Returns:
         The next progress, and F(z) and aux at the point that was measured.
@@ -194,17 +189,12 @@ def sweep(
         residual=residual,
         age=p.age + (was_open & before).int(),
     )
-    p, moves = _judge(p, was_open & before & ~through, solve.cycle, max_steps)
-    # Autocast would compute the products of the step rule in half precision.
-    with torch.autocast(p.z.device.type, enabled=False):
-        z_next, memory = solve.solver.step(p.z, fz, p.memory)
-    if solve.cycle is not None:
-        z_next = torch.lerp(p.z, z_next, p.relax[..., None].to(z_next.dtype))
-    # An unknown that gives up goes back to its best point.
+    p, better, moves = _judge(p, was_open & before & ~through, solve.cycle, max_steps)
+    relax = p.relax if solve.cycle is not None else None
+    step = stepped(solve.solver, p.z, fz, p.memory, relax)
     gave_up = was_open & (p.status > Status.CONVERGED)
-    resting = torch.where(gave_up[..., None], p.best_z, p.z)
-    z = torch.where(moves[..., None], z_next, resting)
-    return p._replace(z=z, memory=memory), fz, aux
+    z, best_z = moved(p.z, p.best_z, step, better, moves, gave_up, inplace=inplace)
+    return p._replace(z=z, best_z=best_z, memory=step.memory), fz, aux
 
 
 def _prefixes(good: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,16 +206,13 @@ def _prefixes(good: Tensor) -> tuple[Tensor, Tensor]:
 
 def _judge(
     p: Progress, front: Tensor, cycle: CycleRule | None, max_steps: int | Tensor
-) -> tuple[Progress, Tensor]:
-    """Keep the best point of each unknown in front, end those that will not converge.
+) -> tuple[Progress, Tensor, Tensor]:
+    """End those unknowns in front that will not converge.
 
-    Returns the progress, and which unknowns take the step that follows.
+    Returns the progress, which unknowns are at their best point, and which take the step.
     """
     better = front & (p.residual < p.best_residual)
-    p = p._replace(
-        best_z=torch.where(better[..., None], p.z, p.best_z),
-        best_residual=torch.where(better, p.residual, p.best_residual),
-    )
+    p = p._replace(best_residual=torch.where(better, p.residual, p.best_residual))
     if cycle is not None:
         p = _watch(p, front, cycle)
     finite = torch.isfinite(p.residual)
@@ -234,7 +221,8 @@ def _judge(
     gave_up = front & (p.status != Status.OPEN)
     # An unknown that was still improving when its steps ran out takes the last of them too.
     moves = finite & ((p.status == Status.OPEN) | (late & better))
-    return p._replace(residual=torch.where(gave_up, p.best_residual, p.residual)), moves
+    p = p._replace(residual=torch.where(gave_up, p.best_residual, p.residual))
+    return p, better, moves
 
 
 def _watch(p: Progress, front: Tensor, rule: CycleRule) -> Progress:
@@ -273,15 +261,38 @@ def iterate(
     Returns:
         The `Solution`. Whatever had not settled after `max_steps` sweeps is `CAPPED`.
     """
-    progress = begin(z, solve, settled=settled)
+
+    def step(progress: Progress) -> tuple[Progress, tuple[Tensor, Any] | None]:
+        after, fz, aux = sweep(transition, progress, solve, chain=chain)
+        return after, (fz, aux)
+
+    return drive(step, begin(z, solve, settled=settled), solve, trace=trace)
+
+
+def drive(
+    step: Callable[[Progress], tuple[Progress, tuple[Tensor, Any] | None]],
+    progress: Progress,
+    solve: Solve,
+    *,
+    trace: bool = False,
+) -> Solution:
+    """Repeat one sweep until every unknown has settled or `max_steps` sweeps are done.
+
+    Args:
+        step: One sweep: the next progress, and what `sweep` yields beside it, if it is at hand.
+        progress: From `begin`.
+        solve: `max_steps` and `check_every`.
+        trace: Whether to keep the residuals of every sweep.
+    """
     history, last, sweeps = [], None, 0
     for sweeps in range(1, solve.max_steps + 1):
         measured = progress.z
-        progress, fz, aux = sweep(transition, progress, solve, chain=chain)
+        progress, seen = step(progress)
         if trace:
-            history.append(progress.residual)
+            history.append(progress.residual.clone())
         if sweeps % solve.check_every == 0 and not (progress.status == Status.OPEN).any():
-            last = (fz, aux) if torch.equal(measured, progress.z) else None
+            if seen is not None and torch.equal(measured, progress.z):
+                last = seen
             break
     status = progress.status.masked_fill(progress.status == Status.OPEN, Status.CAPPED)
     residuals = torch.stack(history) if history else None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from equilm.solve import SOLVERS, CycleRule, Picard, Solution, Solve, Status, iterate
-from equilm.solve.iterate import begin, relative_residual, sweep
+from equilm.solve.iterate import begin, sweep
+from equilm.solve.move import relative_residual
 from tests.solve.problems import PROBLEMS, Problem, linear
 
 NAN, INF = torch.nan, torch.inf

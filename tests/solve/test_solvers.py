@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equilm.solve import SOLVERS, Anderson, Broyden, CycleRule, Picard, Solve, Status, iterate
-from equilm.solve.iterate import relative_residual
+from equilm.solve.move import relative_residual
 from equilm.solve.step import Solver
 from tests.solve.problems import PROBLEMS, linear
 

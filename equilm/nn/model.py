@@ -18,6 +18,7 @@ from equilm.nn.init import initialise
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixer import Mixer, State
 from equilm.nn.mlp import GatedMLP
+from equilm.ops.cross_entropy import CrossEntropy, linear_cross_entropy
 
 MixerConfig = Mamba2Config | AttentionConfig
 
@@ -124,6 +125,30 @@ class LanguageModel(nn.Module):
         self._check(tokens_BT, state, valid_B)
         z_BTD, state = self.core(self.embed(tokens_BT), state, None, valid_B)
         return self.logits(z_BTD), state
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, *, ignore: int) -> CrossEntropy:
+        """Return the summed cross entropy of targets after each token; logits are never whole.
+
+        Args:
+            tokens_BT: (B, T) int64 in [0, V), T ≥ 1.
+            targets_BT: (B, T) int64 in [0, V), or `ignore`.
+            ignore: The target of a token that is not asked.
+
+        Returns:
+            The sum in nats, differentiable, and how many targets are asked, and right.
+
+        Raises:
+            ValueError: For an empty sequence, a token or target out of range, other shapes.
+        """
+        self._check(tokens_BT, None, None)
+        outside_BT = (targets_BT < 0) | (targets_BT >= self.vocab_size)
+        if bool((outside_BT & (targets_BT != ignore)).any()):
+            raise ValueError(f"targets: expected ids in [0, {self.vocab_size}) or {ignore}")
+        z_BTD, _ = self.core(self.embed(tokens_BT))
+        head_VD: Tensor = self.embedding if self.head is None else self.head
+        return linear_cross_entropy(
+            z_BTD, head_VD, targets_BT, vocab_size=self.vocab_size, ignore=ignore
+        )
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Return the embedding x_BTD of the tokens."""

@@ -20,8 +20,9 @@ from equilm import config, record
 from equilm.config import ConfigError
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.model import LanguageModel, parameter_count
+from equilm.ops.cross_entropy import CrossEntropy
 from equilm.record import Record
-from equilm.tasks import IGNORE, build_task, cross_entropy_sum
+from equilm.tasks import IGNORE, build_task
 from equilm.train import checkpoint
 from equilm.train.checkpoint import Position
 from equilm.train.metrics import StepReport, opened, summary_writer
@@ -97,12 +98,10 @@ class Trainer:
         recipe, here = self.recipe, self.position
         length = recipe.curriculum.lengths[here.place.level]
         tokens_BT, targets_BT = self._batch(length)
-        logits_BTV, sweeps = self._forward(tokens_BT, length)
-        loss_sum, count = cross_entropy_sum(logits_BTV, targets_BT)
-        loss = loss_sum / count
+        found, sweeps = self._forward(tokens_BT, targets_BT)
+        loss = found.loss_sum / found.num_targets
         rate, grad_norm = self._descend(loss)
-        correct = (logits_BTV.argmax(-1) == targets_BT).sum() / (targets_BT != IGNORE).sum()
-        accuracy, step = correct.item(), here.step + 1
+        accuracy, step = (found.num_correct / found.num_targets).item(), here.step + 1
         took = time.perf_counter() - began
         self.position = Position(
             step=step,
@@ -136,8 +135,8 @@ class Trainer:
         tokens_BT, targets_BT = (part.to(self.device) for part in batch)
         return tokens_BT, targets_BT
 
-    def _forward(self, tokens_BT: Tensor, length: int) -> tuple[Tensor, float]:
-        """Return the logits, and the sweeps a solve."""
+    def _forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[CrossEntropy, float]:
+        """Return the loss, and the sweeps a solve."""
         recipe, core = self.recipe, self.model.core
         if isinstance(core, Equilibrium) and self.model.config.equilibrium is not None:
             # From the model's own settings each time, so that no step depends on the one before.
@@ -145,7 +144,7 @@ class Trainer:
                 self.model.config.equilibrium,
                 recipe.phases,
                 share=self.position.step / recipe.steps,
-                length=length,
+                length=tokens_BT.shape[1],
             )
             core.solve, core.gradient = depth.solve, depth.gradient
         # Dropout draws from here; a function of the step survives any interruption.
@@ -155,8 +154,8 @@ class Trainer:
             torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bf16),
             observed(self.model) as solutions,
         ):
-            logits_BTV, _ = self.model(tokens_BT)
-        return logits_BTV, sum(found.sweeps for found in solutions) / max(1, len(solutions))
+            loss = self.model.loss(tokens_BT, targets_BT, ignore=IGNORE)
+        return loss, sum(found.sweeps for found in solutions) / max(1, len(solutions))
 
     def _descend(self, loss: Tensor) -> tuple[float, float]:
         """Take the optimizer step, if the gradient is finite; return its rate and its norm."""

@@ -54,6 +54,7 @@ class Request:
         max_steps: Evaluations a token may take, ≥ 1.
         logprobs: How many alternatives to report with each token, ≥ 0; `None` reports nothing.
         residuals: Whether to report the residual after every evaluation.
+        echo: Whether to report the tokens of the prompt too, as if they had been generated.
     """
 
     prompt: tuple[int, ...]
@@ -64,6 +65,7 @@ class Request:
     max_steps: int = 64
     logprobs: int | None = None
     residuals: bool = False
+    echo: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -77,15 +79,21 @@ class Request:
             raise ValueError(f"logprobs: expected an integer >= 0, got {self.logprobs}")
 
 
+# How the solve of a token ended, by the number of its `Status`.
+STATUS: tuple[Literal["converged", "capped", "cycling"], ...] = ("converged", "capped", "cycling")
+
+
 class Token(NamedTuple):
     """One generated token, and what it took."""
 
     id: int
-    steps: int  # evaluations of F until its input was solved; 1 for an explicit model
+    # Evaluations of F until the token before it was solved, whose output chose this one; 1 for an
+    # explicit model, 0 for the first token of a prompt.
+    steps: int
     status: Literal["converged", "capped", "cycling"]
     logprob: float | None = None  # natural logarithm, before temperature and truncation
     top_logprobs: tuple[tuple[int, float], ...] = ()  # the most likely ids, best first
-    residuals: tuple[float, ...] = ()  # after every evaluation, if asked for
+    residuals: tuple[float, ...] = ()  # of every evaluation, if asked for; none in a prompt
 
 
 # Why an answer ended: a stop token (or string), the limit, or the caller.
@@ -93,8 +101,13 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 class Event(NamedTuple):
-    """One more token of a request, or its end."""
+    """Something that became known of a request: a token, its end, or both, or part of its prompt.
+
+    The last token of an answer that ends for its length comes with the reason; a stop token is not
+    reported, so its reason comes alone. Nothing comes after a reason or a cancellation.
+    """
 
     request_id: int
-    token: Token | None
+    token: Token | None = None
     finish_reason: FinishReason | None = None
+    prompt: tuple[Token, ...] = ()  # the next tokens of the prompt, if `echo` was asked for

@@ -1,0 +1,272 @@
+"""The engine: requests in, tokens out, many at a time, nobody waiting for a neighbour's hard token.
+
+    engine = Engine(model, slots=8)
+    engine.submit(Request(prompt=(1, 2, 3)))
+    while engine.busy:
+        for event in engine.step(): …
+
+Not thread-safe. The queue is `scheduler.py`, the tensors are in `slots.py`, prompts in
+`prompts.py`. Read `generate.py` next.
+"""
+
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from equilm.decode.evaluation import Evaluation
+from equilm.decode.job import Job
+from equilm.decode.prompts import Prompts
+from equilm.decode.request import STATUS, Event, Request, Token
+from equilm.decode.sampling import Odds, logprobs, sample
+from equilm.decode.scheduler import Policy, Scheduler
+from equilm.decode.slots import Reading, Slots
+from equilm.nn.attention import AttentionState
+from equilm.nn.linear import prepared
+from equilm.nn.mixer import State
+from equilm.nn.model import LanguageModel
+
+
+class Counts(NamedTuple):
+    """Where an engine stands, and what it has done since it was made."""
+
+    waiting: int
+    prefilling: int
+    running: int
+    slots: int
+    requests: int  # submitted
+    tokens: int  # generated
+    prompt_tokens: int  # taken in
+    cached_tokens: int  # of prompts that need not be taken in again
+    sweeps: int
+    evaluations: int  # of F, for single generated tokens
+
+
+class Engine:
+    """Decodes up to `slots` requests at once.
+
+    Args:
+        model: In evaluation mode; its weights must not change while the engine is busy.
+        slots: Requests prefilled or running at once, ≥ 1.
+        capacity: Tokens of a prompt and its answer, ≥ 1, where the state of the model grows with
+            them; others take any number.
+        policy: "sweep", or "lockstep" to compare with; see `Scheduler`.
+        window: Tokens of a prompt that are solved at once, ≥ 1.
+        chunk: Tokens of a prompt that are taken in between sweeps of the running, ≥ 1.
+        sweeps_per_chunk: Sweeps of the running between two such chunks, ≥ 0.
+        check_every: Sweeps between two looks at what has settled, ≥ 1.
+        prefix_cache: States after prefixes of prompts kept for later ones, ≥ 0. Where one is used
+            the answer is the same to the tolerance.
+
+    Raises:
+        ValueError: For a number out of range, or a model that is being trained.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        slots: int = 8,
+        capacity: int = 2048,
+        policy: Policy = "sweep",
+        window: int = 64,
+        chunk: int = 256,
+        sweeps_per_chunk: int = 16,
+        check_every: int = 1,
+        prefix_cache: int = 0,
+    ) -> None:
+        for name, value in (
+            ("capacity", capacity),
+            ("window", window),
+            ("chunk", chunk),
+            ("check_every", check_every),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+        self.model, self.check_every = model, check_every
+        self.scheduler = Scheduler(slots=slots, policy=policy, sweeps_per_chunk=sweeps_per_chunk)
+        evaluation = Evaluation(model)
+        with torch.no_grad():
+            self.slots = Slots(evaluation, rows=slots, capacity=capacity)
+        self.prompts = Prompts(
+            evaluation, capacity=capacity, window=window, chunk=chunk, cache=prefix_cache
+        )
+        self.capacity = capacity if _grows(self.slots.state) else None
+        self._jobs: dict[int, Job] = {}
+        self._next_id = 0
+        self._held: list[ExitStack] = []
+        self._requests = self._tokens = self._sweeps = self._evaluations = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is waiting or running."""
+        return self.scheduler.busy
+
+    @property
+    def counts(self) -> Counts:
+        """Where it stands."""
+        return Counts(
+            waiting=len(self.scheduler.waiting),
+            prefilling=len(self.scheduler.prefilling),
+            running=len(self.scheduler.running),
+            slots=self.scheduler.slots,
+            requests=self._next_id,
+            tokens=self._tokens,
+            prompt_tokens=self.prompts.tokens,
+            cached_tokens=self.prompts.cached,
+            sweeps=self._sweeps,
+            evaluations=self._evaluations,
+        )
+
+    def submit(self, request: Request) -> int:
+        """Let a request wait for a slot.
+
+        Returns:
+            The id that its events carry.
+
+        Raises:
+            ValueError: For a token that the model does not know, or too many of them.
+        """
+        known = self.model.vocab_size
+        for name, tokens in (("prompt", request.prompt), ("stop_tokens", request.stop_tokens)):
+            for token in tokens:
+                if not 0 <= token < known:
+                    raise ValueError(f"{name}: expected ids in [0, {known}), got {token}")
+        length = len(request.prompt) + request.max_tokens
+        if self.capacity is not None and length > self.capacity:
+            raise ValueError(
+                f"prompt and max_tokens: expected at most {self.capacity} tokens together, "
+                f"got {len(request.prompt)} + {request.max_tokens}"
+            )
+        number, self._next_id = self._next_id, self._next_id + 1
+        self._jobs[number] = Job(number, request)
+        self.scheduler.add(number)
+        return number
+
+    def cancel(self, request_id: int) -> None:
+        """Forget a request, waiting or running; nothing more is told of it."""
+        if request_id in self._jobs:
+            self._remove(self._jobs[request_id])
+            self._release()
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """Do one sweep over the running, or take in a chunk of a prompt.
+
+        Returns:
+            What became known.
+        """
+        events = self._admit()
+        turn = self.scheduler.turn()
+        if turn != "idle" and not self._held:
+            # The weights stay folded as long as there is something to do.
+            self._held.append(ExitStack())
+            self._held[0].enter_context(prepared(self.model))
+        if turn == "prefill":
+            events += self._prefill()
+        elif turn == "sweep":
+            events += self._sweep()
+        self._release()
+        return events
+
+    def _admit(self) -> list[Event]:
+        events = []
+        for number in self.scheduler.admit():
+            job = self._jobs[number]
+            events += self.prompts.begin(job)
+            if job.left == 0:
+                self._start(job)
+        return events
+
+    def _prefill(self) -> list[Event]:
+        jobs = {number: self._jobs[number] for number in self.scheduler.prefilling}
+        together = self.scheduler.companions(
+            {number: self.prompts.size(job) for number, job in jobs.items()},
+            {number: self.prompts.kind(job) for number, job in jobs.items()},
+        )
+        events = self.prompts.take_in([jobs[number] for number in together])
+        for number in together:
+            if jobs[number].left == 0:
+                self._start(jobs[number])
+        return events
+
+    def _start(self, job: Job) -> None:
+        """Let the last token of a prompt be solved in a slot."""
+        request, slot = job.request, self.scheduler.start(job.id)
+        self.slots.resize(self.scheduler.width)
+        self.slots.place(slot, job.state, tolerance=request.tolerance, max_steps=request.max_steps)
+        self.slots.feed([slot], [request.prompt[-1]])
+        job.state = None
+
+    def _sweep(self) -> list[Event]:
+        jobs = [self._jobs[number] for number in self.scheduler.running]
+        self.slots.resize(self.scheduler.width)
+        reading = self.slots.sweep(
+            self.check_every, trace=any(job.request.residuals for job in jobs)
+        )
+        self._sweeps += self.check_every
+        for slot, job in enumerate(jobs):
+            if reading.residuals is not None and job.request.residuals:
+                new = reading.steps[slot] - len(job.residuals)
+                job.residuals += reading.residuals[slot][:new]
+        ready = self.scheduler.released(slot for slot in range(len(jobs)) if reading.ready[slot])
+        return self._move_on({slot: jobs[slot] for slot in ready}, reading) if ready else []
+
+    def _move_on(self, jobs: dict[int, Job], reading: Reading) -> list[Event]:
+        """Choose the next token in each of these slots; feed it, or end the request."""
+        logits_NV = self.model.logits(self.slots.commit(list(jobs)))
+        ids = self._choose(logits_NV, list(jobs.values()))
+        told = self._tell(logits_NV, ids, list(jobs.values()))
+        events, going, ended = [], {}, []
+        for (slot, job), number, odds in zip(jobs.items(), ids, told, strict=True):
+            steps, status = reading.steps[slot], STATUS[reading.status[slot]]
+            token = Token(number, steps, status, *odds, tuple(job.residuals))
+            self._evaluations += steps
+            event = job.answered(token)
+            events.append(event)
+            if event.finish_reason is None:
+                going[slot] = number
+            else:
+                ended.append(job)
+        self._tokens += sum(event.token is not None for event in events)
+        if going:
+            self.slots.feed(list(going), list(going.values()))
+        for job in ended:
+            self._remove(job)
+        return events
+
+    def _choose(self, logits_NV: Tensor, jobs: list[Job]) -> list[int]:
+        seen_NV = None
+        if any(job.request.sampling.repetition_penalty != 1 for job in jobs):
+            vocab, device = logits_NV.shape[1], logits_NV.device
+            seen_NV = torch.stack([job.see(vocab, device) for job in jobs])
+        return sample(logits_NV, [job.choice for job in jobs], seen_NV).tolist()
+
+    def _tell(self, logits_NV: Tensor, ids: list[int], jobs: list[Job]) -> list[Odds]:
+        wanted = [job.request.logprobs for job in jobs]
+        counts = [count for count in wanted if count is not None]
+        if not counts:
+            return [(None, ())] * len(jobs)
+        found = logprobs(logits_NV, ids, max(counts))
+        return [
+            (None, ()) if count is None else (own, tops[:count])
+            for count, (own, tops) in zip(wanted, found, strict=True)
+        ]
+
+    def _remove(self, job: Job) -> None:
+        del self._jobs[job.id]
+        move = self.scheduler.remove(job.id)
+        if move is not None:
+            self.slots.move(*move)
+
+    def _release(self) -> None:
+        if not self.busy and self._held:
+            self._held.pop().close()
+
+
+def _grows(state: State) -> bool:
+    """Whether a state has room for a limited number of tokens."""
+    if isinstance(state, AttentionState):
+        return True
+    return not isinstance(state, Tensor) and any(_grows(part) for part in state or ())

@@ -1,0 +1,95 @@
+"""F of a model, explicit or implicit, as the decoder sees it. Read `slots.py` next.
+
+An explicit model is taken for an equation z = F(z) whose F does not look at z: it is solved after
+one evaluation whatever the tolerance, so that nothing else has to tell the two apart.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from equilm.nn.equilibrium import Equilibrium
+from equilm.nn.linear import VariationalDropout
+from equilm.nn.mixer import State
+from equilm.nn.model import LanguageModel
+from equilm.solve.iterate import Solve
+from equilm.solve.window import slide
+
+
+class Prefilled(NamedTuple):
+    """What a piece of a prompt left behind."""
+
+    y_BTD: Tensor  # outputs, to be turned into logits
+    steps_BT: Tensor
+    status_BT: Tensor  # int8, a Status
+    state: State
+
+
+class Evaluation:
+    """(z, u, state) → (F(z), next state), and how to solve a piece of a prompt with it.
+
+    Args:
+        model: In evaluation mode; its step rule and cycle rule are used, its limits are not.
+
+    Raises:
+        ValueError: If the model would drop something out.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        for part in model.modules():
+            if isinstance(part, VariationalDropout) and part.training and part.rate:
+                raise ValueError("model: expected evaluation mode, call model.eval()")
+        self.model = model
+        self.equilibrium = model.core if isinstance(model.core, Equilibrium) else None
+        own = self.equilibrium.solve if self.equilibrium else Solve(cycle=None)
+        self.solve = replace(own, max_steps=max(1, own.max_steps))
+
+    def inject(self, tokens_BT: Tensor) -> Tensor:
+        """Return u_BTE, all that F is told of the tokens."""
+        x_BTD = self.model.embed(tokens_BT)
+        return x_BTD if self.equilibrium is None else self.equilibrium.inject(x_BTD)
+
+    def __call__(self, z_BTD: Tensor, u_BTE: Tensor, state: State) -> tuple[Tensor, State]:
+        """Evaluate F; the state given stays what it is, but for scratch slots."""
+        if self.equilibrium is None:
+            return self.model.core(u_BTE, state)
+        return self.equilibrium.body(z_BTD, state, u_BTE)
+
+    def zeros(self, rows: int) -> Tensor:
+        """Return the point z_B1D that a solve starts from."""
+        like = self.model.embedding
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return like.new_zeros(rows, 1, self.model.config.width, dtype=dtype)
+
+    def prefill(
+        self, tokens_BT: Tensor, valid_B: Tensor, state: State, *, window: int, solve: Solve
+    ) -> Prefilled:
+        """Take in a piece of each row's prompt, `window` tokens at a time.
+
+        Args:
+            tokens_BT: Padded on the right.
+            valid_B: Tokens of each row that are no padding.
+            state: Before them, with room; it stays what it is, but for scratch slots.
+            window: Tokens solved at once.
+            solve: With the tolerance and limit of these rows.
+        """
+        u_BTE = self.inject(tokens_BT)
+        if self.equilibrium is None:
+            y_BTD, state = self.model.core(u_BTE, state, None, valid_B)
+            zeros_BT = torch.zeros_like(tokens_BT, dtype=torch.int32)
+            return Prefilled(y_BTD, zeros_BT + 1, zeros_BT.to(torch.int8), state)
+        body = self.equilibrium.body
+        found = slide(
+            lambda z_BWD, u_BWE, before, valid: body(z_BWD, before, u_BWE, valid),
+            u_BTE,
+            state,
+            size=self.model.config.width,
+            window=window,
+            solve=solve,
+            valid=valid_B,
+        )
+        assert found.last is not None
+        y_BTD, state = found.last
+        return Prefilled(y_BTD, found.steps, found.status, state)

@@ -1,0 +1,106 @@
+"""Taking prompts in: in chunks, several alike at once, equal ones once, known prefixes not at all.
+
+All of a prompt but its last token is taken in here; the last one is solved in a slot like those
+that follow it. Read `slots.py` next.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+import torch
+
+from equilm import tree
+from equilm.decode.evaluation import Evaluation, Prefilled
+from equilm.decode.job import Job
+from equilm.decode.request import STATUS, Event, Token
+from equilm.decode.sampling import Odds, logprobs
+from equilm.decode.snapshots import PrefixCache, thawed
+
+
+class Prompts:
+    """Makes the states that requests start to run from.
+
+    Args:
+        evaluation: F.
+        capacity: Tokens that a state has room for.
+        window: Tokens solved at once.
+        chunk: Tokens taken in at once.
+        cache: Snapshots kept.
+    """
+
+    def __init__(
+        self, evaluation: Evaluation, *, capacity: int, window: int, chunk: int, cache: int
+    ) -> None:
+        self.evaluation, self.capacity = evaluation, capacity
+        self.window, self.chunk = window, chunk
+        self.cache = PrefixCache(cache)
+        self.tokens = self.cached = 0
+
+    def begin(self, job: Job) -> list[Event]:
+        """Give a request the state of the longest prefix known; return the first of its echo."""
+        job.state = self.evaluation.model.init_state(1, self.capacity)
+        prompt = job.request.prompt
+        if job.request.echo:
+            # Tokens that are not taken in have no probability to tell.
+            return [Event(job.id, prompt=(Token(prompt[0], 0, "converged"),))]
+        known = self.cache.longest(self.kind(job), prompt[:-1])
+        if known is not None:
+            job.state, job.taken = thawed(known.state, job.state), len(known.tokens)
+            self.cached += job.taken
+        return []
+
+    def size(self, job: Job) -> int:
+        """Tokens of a request's next chunk; chunks end at multiples of `chunk`."""
+        return min(job.left, self.chunk - job.taken % self.chunk)
+
+    def kind(self, job: Job) -> Hashable:
+        """What has to be equal for two prompts to be taken in together."""
+        if self.evaluation.equilibrium is None:
+            return None
+        return job.request.tolerance, job.request.max_steps
+
+    def take_in(self, jobs: Sequence[Job]) -> list[Event]:
+        """Take in the next chunk of these requests, all of one kind; return what is echoed."""
+        equal: dict[tuple[int, ...], list[Job]] = {}
+        for job in jobs:
+            equal.setdefault(job.request.prompt[: job.taken + self.size(job)], []).append(job)
+        pieces = [prompt[group[0].taken :] for prompt, group in equal.items()]
+        sizes = [len(piece) for piece in pieces]
+        done = self._solve(pieces, [group[0] for group in equal.values()])
+        self.tokens += sum(sizes)
+        events = []
+        for row, (prefix, group) in enumerate(equal.items()):
+            for job in group:
+                if job.request.echo:
+                    events.append(self._echo(job, done, row, sizes[row]))
+                job.taken = len(prefix)
+                job.state = tree.map_(lambda leaf, row=row: leaf[row : row + 1], done.state)
+            self.cache.put(self.kind(group[0]), prefix, group[0].state)
+        return events
+
+    def _solve(self, pieces: Sequence[Sequence[int]], jobs: Sequence[Job]) -> Prefilled:
+        device = self.evaluation.model.embedding.device
+        longest = max(map(len, pieces))
+        padded = [[*piece, *[0] * (longest - len(piece))] for piece in pieces]
+        state = tree.map_(lambda *rows: torch.cat(rows), *(job.state for job in jobs))
+        request = jobs[0].request
+        return self.evaluation.prefill(
+            torch.tensor(padded, device=device),
+            torch.tensor([len(piece) for piece in pieces], device=device),
+            state,
+            window=self.window,
+            solve=replace(
+                self.evaluation.solve, tolerance=request.tolerance, max_steps=request.max_steps
+            ),
+        )
+
+    def _echo(self, job: Job, done: Prefilled, row: int, size: int) -> Event:
+        tokens = job.request.prompt[job.taken + 1 : job.taken + 1 + size]
+        steps = done.steps_BT[row, :size].tolist()
+        status = done.status_BT[row, :size].tolist()
+        told: list[Odds] = [(None, ())] * size
+        if job.request.logprobs is not None:
+            logits_TV = self.evaluation.model.logits(done.y_BTD[row, :size])
+            told = logprobs(logits_TV, tokens, job.request.logprobs)
+        echoed = zip(tokens, steps, status, told, strict=True)
+        return Event(job.id, prompt=tuple(Token(t, n, STATUS[s], *p) for t, n, s, p in echoed))

@@ -1,0 +1,134 @@
+"""The rows that are being decoded: fixed buffers of states and injections, and the sweep over them.
+
+Row r belongs to the request in slot r. A sweep is a function of the first `width` rows, which are
+views of buffers that never move. It knows no requests. Read `engine.py` next.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from equilm import tree
+from equilm.decode.evaluation import Evaluation
+from equilm.nn.mixer import State
+from equilm.solve.iterate import Limits, Progress, Status, begin, sweep
+
+
+class Reading(NamedTuple):
+    """What the host knows after some sweeps, row by row."""
+
+    ready: list[bool]  # whether the token has settled and its output is at hand
+    steps: list[int]
+    status: list[int]  # a Status
+    residuals: list[list[float]] | None  # of each sweep, for each row; if asked for
+
+
+class Slots:
+    """Buffers of `rows` rows, and the solve in flight in them.
+
+    Args:
+        evaluation: F.
+        rows: R.
+        capacity: Tokens that a row's state has room for.
+    """
+
+    def __init__(self, evaluation: Evaluation, *, rows: int, capacity: int) -> None:
+        self.evaluation, self.rows = evaluation, rows
+        device = evaluation.model.embedding.device
+        self.state = evaluation.model.init_state(rows, capacity)
+        tokens_R1 = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self.inject_R1E = evaluation.inject(tokens_R1)
+        self.limits = Limits(
+            torch.zeros(rows, 1, device=device),
+            torch.ones(rows, 1, dtype=torch.int32, device=device),
+        )
+        self.progress = self._blank(0)
+        self._measured_W1D = self.progress.z
+        self._image_W1D = self.progress.z
+        self._after: State = None
+
+    @property
+    def width(self) -> int:
+        """Rows that the next sweep evaluates."""
+        return len(self.progress.z)
+
+    def resize(self, width: int) -> None:
+        """Let the next sweep evaluate the first `width` rows; new ones are idle."""
+        missing = width - self.width
+        if missing > 0:
+            blank = self._blank(missing)
+            self.progress = tree.map_(lambda *parts: torch.cat(parts), self.progress, blank)
+        elif missing < 0:
+            self.progress = tree.map_(lambda leaf: leaf[:width], self.progress)
+
+    def place(self, row: int, state: State, *, tolerance: float, max_steps: int) -> None:
+        """Put a state of one row, and the limits of its solves, into a row."""
+        tree.map_(lambda into, leaf: into[row].copy_(leaf[0]), self.state, state)
+        explicit = self.evaluation.equilibrium is None
+        self.limits.tolerance[row] = torch.inf if explicit else tolerance
+        self.limits.max_steps[row] = max_steps
+
+    def move(self, source: int, target: int) -> None:
+        """Copy everything of one row into another; both are below `width`."""
+        for buffers in (self.state, self.inject_R1E, self.limits):
+            tree.map_(lambda leaf: leaf[target].copy_(leaf[source]), buffers)
+        rows = torch.arange(self.width, device=self.progress.z.device)
+        rows[target] = source
+        self.progress = tree.take(self.progress, rows)
+
+    def feed(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Begin to solve the next token of these rows."""
+        device = self.inject_R1E.device
+        at_N = torch.tensor(rows, device=device)
+        tokens_N1 = torch.tensor(tokens, device=device)[:, None]
+        self.inject_R1E.index_copy_(0, at_N, self.evaluation.inject(tokens_N1))
+        fresh_W = torch.zeros(self.width, dtype=torch.bool, device=device)
+        fresh_W[at_N] = True
+        blank = begin(self.evaluation.zeros(self.width), self.evaluation.solve)
+        self.progress = tree.select(fresh_W, blank, self.progress)
+
+    def sweep(self, count: int, *, trace: bool) -> Reading:
+        """Evaluate F `count` times for every row, then wait for the device and read."""
+        traced = []
+        for _ in range(count):
+            self._measured_W1D = self.progress.z
+            self.progress, self._image_W1D, self._after = self._sweep()
+            if trace:
+                traced.append(self.progress.residual[:, 0])
+        p = self.progress
+        ready_W = (p.status[:, 0] != Status.OPEN) & (p.z == self._measured_W1D).flatten(1).all(1)
+        table = torch.stack([ready_W.int(), p.steps[:, 0], p.status[:, 0].int()]).tolist()
+        residuals = torch.stack(traced, dim=1).tolist() if trace else None
+        return Reading([bool(one) for one in table[0]], table[1], table[2], residuals)
+
+    def commit(self, rows: Sequence[int]) -> Tensor:
+        """Keep the states after the tokens of these ready rows; return their outputs y_ND."""
+        at_N = torch.tensor(rows, device=self._image_W1D.device)
+
+        def keep(into_R: Tensor, after_W: Tensor) -> None:
+            # A buffer that the evaluation wrote into holds them already.
+            if after_W.data_ptr() != into_R.data_ptr():
+                into_R.index_copy_(0, at_N, after_W.index_select(0, at_N).to(into_R.dtype))
+
+        tree.map_(keep, self.state, self._after)
+        return self._image_W1D[at_N, 0]
+
+    def _sweep(self) -> tuple[Progress, Tensor, State]:
+        width = self.width
+        u_W1E, limits, state = tree.map_(
+            lambda leaf: leaf[:width], (self.inject_R1E, self.limits, self.state)
+        )
+        return sweep(
+            lambda z_W1D: self.evaluation(z_W1D, u_W1E, state),
+            self.progress,
+            self.evaluation.solve,
+            chain=False,
+            limits=limits,
+        )
+
+    def _blank(self, rows: int) -> Progress:
+        """The progress of rows in which nothing is solved."""
+        settled_R1 = torch.ones(rows, 1, dtype=torch.bool, device=self.inject_R1E.device)
+        return begin(self.evaluation.zeros(rows), self.evaluation.solve, settled=settled_R1)

@@ -1,4 +1,5 @@
-"""Checkpoints of others: the public reference's, and Mamba2 and Llama as Hugging Face keeps them.
+"""Checkpoints of others, in and out, and the face of our models for Hugging Face's `transformers`.
 
-Never imports `transformers`. Read `convert.py` first.
+Reading never imports `transformers`; `modeling.py` and what it is made of do. Read `convert.py`
+first.
 """

@@ -5,6 +5,7 @@
 | a model folder or a run of this package | `format`; `checkpoints/step-*`                    |
 | the public reference's, both families   | `model_type`: `implicit_mamba2`, `implicit_llama3` |
 | Hugging Face's Mamba2 and Llama         | `model_type`: `mamba2`, `llama`                   |
+| our own models saved by `transformers`  | `model_type`: `equilm`                            |
 
 A new format is a row of `FORMATS`. Read `reference.py` and `transformers_folder.py` next.
 """
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from equilm.config import suggest
-from equilm.hf import reference, transformers_folder
+from equilm.hf import face, reference, transformers_folder
 from equilm.hf.settings import Settings
 from equilm.hf.weights import read_weights
 from equilm.nn.folder import (
@@ -54,6 +55,7 @@ FORMATS = {
     "implicit_llama3": Format(reference.llama_config, reference.source_name),
     "mamba2": Format(transformers_folder.mamba2_config, transformers_folder.mamba2_name),
     "llama": Format(transformers_folder.llama_config, transformers_folder.llama_name),
+    face.MODEL_TYPE: Format(face.model_config, face.source_name),
 }
 
 

@@ -28,23 +28,42 @@ INTO_STREAM = ("out_proj", "w2")
 @torch.no_grad()
 def initialise(model: nn.Module, *, generator: torch.Generator) -> None:
     """Set every parameter of a `LanguageModel` in place, as the table says."""
-    into_stream = [name for name, _ in model.named_modules() if name.endswith(INTO_STREAM)]
+    scale = stream_scale(model)
     for name, module in model.named_modules():
-        if isinstance(module, Weight):
-            scale = 1 / math.sqrt(len(into_stream)) if name in into_stream else 1.0
-            _init_weight(module, scale, generator)
-        if isinstance(module, DepthwiseTaps):
-            width = module.effective().shape[-1]
-            module.bias.copy_(_uniform(module.bias.shape, 1 / math.sqrt(width), generator))
-        elif isinstance(module, Linear) and module.bias is not None:
-            module.bias.zero_()
-        elif isinstance(module, RMSNorm | GatedRMSNorm):
-            module.weight.fill_(1.0)
-        elif isinstance(module, Mamba2):
-            _init_mamba2(module, generator)
+        initialise_part(
+            module, scale=scale if name.endswith(INTO_STREAM) else 1.0, generator=generator
+        )
     for name, table in model.named_parameters(recurse=False):
         assert name in ("embedding", "head"), f"{name} is not in the table"
         table.copy_(0.02 * torch.randn(table.shape, generator=generator))
+
+
+def stream_scale(model: nn.Module) -> float:
+    """Return 1 / sqrt(projections into the stream)."""
+    into_stream = [name for name, _ in model.named_modules() if name.endswith(INTO_STREAM)]
+    return 1 / math.sqrt(max(len(into_stream), 1))
+
+
+@torch.no_grad()
+def initialise_part(module: nn.Module, *, scale: float, generator: torch.Generator) -> None:
+    """Set the parameters that are the module's own, not its children's, in place.
+
+    Args:
+        module: Any module below a `LanguageModel`.
+        scale: Multiplies a projection: `stream_scale` for one named in INTO_STREAM, else 1.
+        generator: Draws the values.
+    """
+    if isinstance(module, Weight):
+        _init_weight(module, scale, generator)
+    if isinstance(module, DepthwiseTaps):
+        width = module.effective().shape[-1]
+        module.bias.copy_(_uniform(module.bias.shape, 1 / math.sqrt(width), generator))
+    elif isinstance(module, Linear) and module.bias is not None:
+        module.bias.zero_()
+    elif isinstance(module, RMSNorm | GatedRMSNorm):
+        module.weight.fill_(1.0)
+    elif isinstance(module, Mamba2):
+        _init_mamba2(module, generator)
 
 
 def _init_weight(module: Weight, scale: float, generator: torch.Generator) -> None:

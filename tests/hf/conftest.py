@@ -1,10 +1,11 @@
-"""Copies of the reference's folders that a test may damage."""
+"""Copies of the reference's folders that a test may damage; every kind of model."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.hf.faces import KINDS
 from tests.hf.folders import GOLDEN
 
 
@@ -18,3 +19,9 @@ def reference(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def mamba2_reference(tmp_path: Path) -> Path:
     """Return a Mamba2 folder of the reference that a test may damage."""
     return Path(shutil.copytree(GOLDEN / "implicit_mamba2", tmp_path / "reference"))
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Return a kind of model for `tests/hf/faces.py`."""
+    return str(request.param)

@@ -1,0 +1,32 @@
+"""Any checkpoint folder we understand becomes a folder of `transformers`, which must be installed.
+
+The way back is `convert.py`. Read `modeling.py` next.
+"""
+
+import os
+from pathlib import Path
+
+from equilm.hf.convert import load
+from equilm.hf.face import MODEL_TYPE
+from equilm.nn.folder import CONFIG, CheckpointError, read_json
+
+
+def export(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Write what `load` makes of `source` as `EquilmForCausalLM.save_pretrained` does.
+
+    Raises:
+        CheckpointError: As `load`; also if `target` is there and is no such folder.
+        OSError: If it could not be written.
+        ModuleNotFoundError: Without `transformers`.
+    """
+    from equilm.hf.modeling import from_language_model
+
+    target = Path(target)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        there = (target / CONFIG).exists() and read_json(target / CONFIG).get("model_type")
+        if there != MODEL_TYPE:
+            raise CheckpointError(
+                f"{target}: is there and is no folder of an equilm model for transformers; "
+                "choose another name"
+            )
+    from_language_model(load(source)).save_pretrained(target)

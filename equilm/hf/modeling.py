@@ -1,0 +1,276 @@
+"""Our models as models of `transformers`: AutoModelForCausalLM, `generate`, Trainer, pipelines.
+
+    import equilm.hf.modeling                     # registers them
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, tolerance=0.01)
+    model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), max_new_tokens=32)
+
+The mathematics is in `equilm/nn`; this is embedding and head around the same core, and who calls
+it how. Nothing else in the package imports `transformers`. Read `configuration.py`, `cache.py` and
+`padding.py` next.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from equilm.hf.cache import EquilmCache
+from equilm.hf.configuration import EquilmConfig
+from equilm.hf.face import source_name, to_keys
+from equilm.hf.padding import pack
+from equilm.nn.equilibrium import Equilibrium
+from equilm.nn.init import INTO_STREAM, initialise_part, stream_scale
+from equilm.nn.model import LanguageModel, build_core
+
+LOADED = "_is_hf_initialized"  # set by the library on parameters that a folder had
+
+
+class EquilmPreTrainedModel(PreTrainedModel):
+    """What both models share: loading, types, initial values."""
+
+    config: EquilmConfig
+    base_model_prefix = "model"
+    # An equilibrium is one function evaluated many times: it lives on one device.
+    _no_split_modules = ("Equilibrium", "Stack")
+    _skip_keys_device_placement = ("past_key_values",)
+    _keep_in_fp32_modules_strict = ("A_log", "dt_bias", r"mixer\.D$")
+    _is_stateful = True
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        core = self.base_model.core
+        name = next((name for name, part in core.named_modules() if part is module), None)
+        if name is None:
+            super()._init_weights(module)
+            return
+        scale = stream_scale(core) if name.endswith(INTO_STREAM) else 1.0
+        own = [p for p in module.parameters(recurse=False) if getattr(p, LOADED, False)]
+        kept = [parameter.clone() for parameter in own]
+        # Drawn on the CPU, whatever the default device is.
+        with torch.device("cpu"):
+            initialise_part(module, scale=scale, generator=torch.default_generator)
+        for parameter, value in zip(own, kept, strict=True):
+            parameter.copy_(value)
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: PreTrainedModel,
+        state_dict: dict[str, Tensor] | None,
+        checkpoint_files: list[str] | None,
+        load_config: Any,
+        expected_keys: list[str] | None = None,
+    ) -> Any:
+        # The library renames `weight_g` and `weight_v` to what torch's own weight norm calls them.
+        load_config.weight_mapping[:] = [
+            renaming
+            for renaming in load_config.weight_mapping
+            if not any("parametrizations" in name for name in renaming.target_patterns)
+        ]
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, expected_keys
+        )
+
+
+class EquilmModel(EquilmPreTrainedModel):
+    """Embedding and core: tokens to the outputs before the head."""
+
+    def __init__(self, config: EquilmConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.core = build_core(config.model_config())
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: EquilmCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        tolerance: float | None = None,
+        max_steps: int | None = None,
+        window: int | None = None,
+    ) -> BaseModelOutputWithPast:
+        """Return the outputs before the head; arguments as of `EquilmForCausalLM.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids: expected exactly one of input_ids and inputs_embeds")
+        x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = _cache(past_key_values, self._use_cache(use_cache))
+        seen = 0 if cache is None else cache.get_seq_length()
+        rows, tokens = x_BTD.shape[:2]
+        packing = pack(attention_mask, rows, tokens, seen)
+        state = None if cache is None else cache.layer.before(tokens)
+        with dialled(self.core, tolerance=tolerance, max_steps=max_steps, window=window):
+            y_BTD, state = self.core(packing.front(x_BTD), state, None, packing.valid_B)
+        y_BTD = packing.back(y_BTD)
+        if self._use_cache(use_cache) and cache is not None:
+            cache.layer.keep(state, tokens)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return BaseModelOutputWithPast(
+            last_hidden_state=y_BTD,
+            past_key_values=cache if self._use_cache(use_cache) else None,
+            hidden_states=(x_BTD, y_BTD) if output_hidden_states else None,
+        )
+
+    def _use_cache(self, asked: bool | None) -> bool:
+        return asked if asked is not None else self.config.use_cache and not self.training
+
+
+class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
+    """Tokens to logits, loss and generated text."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    accepts_loss_kwargs = True  # Trainer passes `num_items_in_batch`
+
+    def __init__(self, config: EquilmConfig) -> None:
+        super().__init__(config)
+        self.model = EquilmModel(config)
+        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # The cache is made in `forward`.
+        return False
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: EquilmCache | None = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        tolerance: float | None = None,
+        max_steps: int | None = None,
+        window: int | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Return logits, and the loss where `labels` are given.
+
+        Args:
+            input_ids: (B, T) tokens.
+            attention_mask: (B, tokens in the cache + T), 0 at padding, which may stand anywhere:
+                each row gives exactly what it gives alone.
+            inputs_embeds: (B, T, D) instead of tokens.
+            past_key_values: What an earlier call returned; changed unless `use_cache=False`.
+            use_cache: Whether to return the state after the tokens; by default outside training.
+            labels: (B, T) tokens, −100 where nothing is asked; the one of position t is asked of
+                the logits of position t − 1.
+            logits_to_keep: How many of the last positions to return logits of, or which; 0 is all.
+            num_items_in_batch: What the summed loss is divided by, if not the labels asked.
+            output_hidden_states: Whether to return the embedding and the output as a pair.
+            tolerance: Of this call's solve; by default that of the configuration.
+            max_steps: Evaluations a token may take.
+            window: Tokens solved at once, 0 for all of them.
+
+        Raises:
+            ValueError: For tokens and embeddings, or neither; for a mask of another shape, another
+                kind of cache, a dial of a solve there is not.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            window=window,
+            return_dict=True,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        z_BTD = outputs.last_hidden_state[:, kept]
+        logits_BTV = self.lm_head(z_BTD.to(self.lm_head.weight.dtype))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits_BTV,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits_BTV,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
+
+
+def from_language_model(model: LanguageModel) -> EquilmForCausalLM:
+    """Return the same model for `transformers`; both share their parameters but a padded embedding.
+
+    Rows that pad the vocabulary are left out: they take part in nothing.
+    """
+    with torch.device("meta"), no_init_weights():
+        face = EquilmForCausalLM(EquilmConfig(**to_keys(model.config)))
+    weights = {source_name(name): leaf for name, leaf in model.state_dict().items()}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in weights and len(weights[name]) != model.vocab_size:
+            weights[name] = weights[name][: model.vocab_size].clone()
+    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    face.load_state_dict(weights, assign=True)
+    face.tie_weights()
+    return face.train(model.training)
+
+
+@contextmanager
+def dialled(
+    core: nn.Module, *, tolerance: float | None, max_steps: int | None, window: int | None
+) -> Iterator[None]:
+    """Solve with these dials inside the block; `None` leaves one as it is, a window of 0 is none.
+
+    Raises:
+        ValueError: For a dial of an explicit model, or out of range.
+    """
+    dials: dict[str, Any] = {"tolerance": tolerance, "max_steps": max_steps, "window": window}
+    dials = {name: value for name, value in dials.items() if value is not None}
+    if not dials:
+        yield
+        return
+    if not isinstance(core, Equilibrium):
+        raise ValueError(f"{next(iter(dials))}: expected none for an explicit model")
+    if "window" in dials:
+        dials["window"] = dials["window"] or None
+    before = core.solve
+    core.solve = replace(before, **dials)
+    try:
+        yield
+    finally:
+        core.solve = before
+
+
+def _cache(given: object, wanted: bool) -> EquilmCache | None:
+    if given is None:
+        return EquilmCache() if wanted else None
+    if not isinstance(given, EquilmCache):
+        kind = type(given).__name__
+        raise ValueError(f"past_key_values: expected an EquilmCache, got {kind}")
+    return given
+
+
+AutoConfig.register(EquilmConfig.model_type, EquilmConfig, exist_ok=True)
+AutoModel.register(EquilmConfig, EquilmModel, exist_ok=True)
+AutoModelForCausalLM.register(EquilmConfig, EquilmForCausalLM, exist_ok=True)

@@ -26,9 +26,11 @@ class Block(nn.Module):
         self, mixer: Mixer, mlp: GatedMLP | None, width: int, *, norm_eps: float = 1e-5
     ) -> None:
         super().__init__()
-        self.norm = RMSNorm(width, eps=norm_eps)
+        self.norm = RMSNorm(width, eps=norm_eps, before_projection=mixer.takes_scaled)
         self.mixer = mixer
-        self.norm2 = RMSNorm(width, eps=norm_eps) if mlp is not None else None
+        self.norm2 = None
+        if mlp is not None:
+            self.norm2 = RMSNorm(width, eps=norm_eps, before_projection=mlp.takes_scaled)
         self.mlp = mlp
 
     def forward(
@@ -90,7 +92,7 @@ class Stack(Mixer):
         for block, before in zip(self.blocks, states, strict=True):
             r_BTD, y_BTD, after = block(r_BTD, y_BTD, before, inject_BTE, valid_B)
             next_states.append(after)
-        return self.norm_f(r_BTD if y_BTD is None else r_BTD + y_BTD), tuple(next_states)
+        return self.norm_f(r_BTD, y_BTD), tuple(next_states)
 
     def flops_per_token(self, length: int) -> float:
         """The sum over mixers and MLPs."""

@@ -76,7 +76,7 @@ def _recorded(core: Mixer, x_BTD: Tensor) -> Any:
         x_BTD = x_BTD.detach().clone().requires_grad_()
         if isinstance(core, Equilibrium):
             return _Implicit(core, x_BTD)
-        return _graphed(_Forward(core), x_BTD)
+        return _Graphed(_Forward(core), x_BTD)
 
 
 class _Forward(nn.Module):
@@ -109,24 +109,25 @@ class _Implicit:
         self.prologue, self.sweep = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         pool = torch.cuda.graph_pool_handle()
         with ExitStack() as held, torch.no_grad():
-            with torch.cuda.graph(self.prologue, pool=pool):
-                held.enter_context(prepared(core))
-                u_BTE = core.inject(self.x_BTD)
-                rows, tokens, _ = x_BTD.shape
-                fresh = tree.map_(torch.clone, begin(core.zeros(rows, tokens), self.solve))
-            self.progress: Progress = fresh
-            with torch.cuda.graph(self.sweep, pool=pool):
-                after, _, _ = sweep(
-                    lambda z_BTD: core.body(z_BTD, None, u_BTE, None),
-                    self.progress,
-                    self.solve,
-                    chain=True,
-                    inplace=True,
-                )
-                tree.map_(_overwrite, self.progress, after)
+            with ExitStack() as cheap:
+                with torch.cuda.graph(self.prologue, pool=pool):
+                    held.enter_context(prepared(core))
+                    cheap.enter_context(core.cheaply())
+                    u_BTE = core.inject(self.x_BTD)
+                    fresh = begin(core.zeros(*x_BTD.shape[:2]), self.solve)
+                    self.progress: Progress = tree.map_(torch.clone, fresh)
+                with torch.cuda.graph(self.sweep, pool=pool):
+                    after, _, _ = sweep(
+                        lambda z_BTD: core.body(z_BTD, None, u_BTE, None),
+                        self.progress,
+                        self.solve,
+                        chain=True,
+                        inplace=True,
+                    )
+                    tree.map_(_overwrite, self.progress, after)
             # Dropout masks drawn by the prologue are held, so that both see the same F.
             with torch.enable_grad():
-                self.attach = _graphed(_Attach(core), self.progress.z.clone(), x_BTD)
+                self.attach = _Graphed(_Attach(core), self.progress.z, x_BTD)
 
     def __call__(self, x_BTD: Tensor) -> Tensor:
         with torch.no_grad():
@@ -149,7 +150,49 @@ def _overwrite(old: Tensor, new: Tensor) -> Tensor:
     return old.copy_(new) if old is not new else old
 
 
-def _graphed(module: nn.Module, *args: Tensor) -> Any:
-    return torch.cuda.make_graphed_callables(
-        module, args, num_warmup_iters=1, allow_unused_input=True
-    )
+class _Graphed:
+    """Forward and backward of a module of tensors without a state of its own, recorded.
+
+    The leaves that autograd sees while recording share the parameters' memory but are new: those
+    it has met before are tied to the streams that they were met on.
+    """
+
+    def __init__(self, module: nn.Module, *args: Tensor) -> None:
+        self.inputs = args
+        self.parameters = list(module.parameters())
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in module.named_parameters()}
+        wanted = [leaf for leaf in (*args, *leaves.values()) if leaf.requires_grad]
+        pool = torch.cuda.graph_pool_handle()
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward, pool=pool):
+            self.output: Tensor = torch.func.functional_call(module, leaves, args)
+        self.cotangent = torch.empty_like(self.output)
+        with torch.cuda.graph(self.backward, pool=pool):
+            found = torch.autograd.grad(self.output, wanted, self.cotangent, allow_unused=True)
+        gradients = iter(found)
+        self.gradients = [
+            next(gradients) if leaf.requires_grad else None for leaf in (*args, *leaves.values())
+        ]
+        self.output = self.output.detach()
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        y: Tensor = _Replay.apply(self, len(args), *args, *self.parameters)
+        return y
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, graphed: _Graphed, count: int, *tensors: Tensor) -> Tensor:
+        ctx.graphed = graphed
+        for static, given in zip(graphed.inputs, tensors[:count], strict=True):
+            if given.data_ptr() != static.data_ptr():
+                static.detach().copy_(given)
+        graphed.forward.replay()
+        return graphed.output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        graphed = ctx.graphed
+        graphed.cotangent.copy_(cotangent)
+        graphed.backward.replay()
+        return None, None, *graphed.gradients

@@ -4,17 +4,19 @@ Tokens and a state in, outputs and a state out, like Mamba2 or attention. It own
 the choice of solver and of gradient, and nothing of how F looks. Read `model.py` next.
 """
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from equilm import tree
-from equilm.nn.linear import Linear, prepared
+from equilm.nn.linear import Linear, lowered, prepared
 from equilm.nn.mixer import Mixer, State
 from equilm.nn.norm import RMSNorm
+from equilm.ops.fp8 import supported
 from equilm.solve.gradient import Gradient, Phantom
 from equilm.solve.iterate import Solution, Solve, iterate
 from equilm.solve.window import slide
@@ -113,20 +115,23 @@ class Equilibrium(Mixer):
         with torch.no_grad():
             # Sweeps write into the scratch slots of buffers that autograd may have saved.
             scratch = tree.map_(torch.clone, state) if recording else state
-            found = iterate(
-                lambda z_BTD: self.body(z_BTD, scratch, u_BTE, valid_B),
-                self.zeros(rows, tokens),
-                self.solve,
-                chain=True,
-                settled=settled_BT,
-                trace=self._trace,
-            )
+            with self.cheaply():
+                found = iterate(
+                    lambda z_BTD: self.body(z_BTD, scratch, u_BTE, valid_B),
+                    self.zeros(rows, tokens),
+                    self.solve,
+                    chain=True,
+                    settled=settled_BT,
+                    trace=self._trace,
+                )
         self.report(found)
         if recording:
             return self.gradient.attach(
                 lambda z_BTD: self.body(z_BTD, state, u_BTE, valid_B), found.value
             )
-        return found.last or self.body(found.value, state, u_BTE, valid_B)
+        if found.last is not None and self.solve.precision == "full":
+            return found.last
+        return self.body(found.value, state, u_BTE, valid_B)
 
     def _solve_in_pieces(
         self, u_BTE: Tensor, state: State, valid_B: Tensor | None, window: int
@@ -162,6 +167,22 @@ class Equilibrium(Mixer):
         like = self.injection_norm.weight
         dtype = torch.promote_types(like.dtype, torch.float32)
         return like.new_zeros(rows, tokens, self.width, dtype=dtype)
+
+    def cheaply(self) -> AbstractContextManager[None]:
+        """Return the context of the sweeps without gradient, in which `solve.precision` holds.
+
+        A fixed point attracts, so that the phantom steps in full repair what the sweeps rounded.
+        """
+        if self.solve.precision == "full":
+            return nullcontext()
+        if not supported(self.injection_norm.weight.device):
+            warnings.warn(
+                "solve.precision: fp8 expects an NVIDIA GPU of compute capability 8.9 or newer; "
+                "the solve runs in full precision",
+                stacklevel=2,
+            )
+            return nullcontext()
+        return lowered(self.body)
 
     def report(self, found: Solution) -> None:
         """Hand a solution to whoever observes."""

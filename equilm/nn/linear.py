@@ -12,6 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from equilm.ops import fp8
+from equilm.ops.fp8 import Scaled, quantise
+
 
 class Prepared(nn.Module, ABC):
     """Something that has constants to make before a forward."""
@@ -28,6 +31,12 @@ class Prepared(nn.Module, ABC):
     def release(self) -> None:
         """Forget them."""
 
+    def lower(self) -> None:
+        """Make what evaluations in 8 bits need beside, from what was prepared."""
+
+    def lift(self) -> None:
+        """Forget it."""
+
 
 @contextmanager
 def prepared(module: nn.Module) -> Iterator[None]:
@@ -40,6 +49,23 @@ def prepared(module: nn.Module) -> Iterator[None]:
     finally:
         for part in parts:
             part.release()
+
+
+@contextmanager
+def lowered(module: nn.Module) -> Iterator[None]:
+    """Let evaluations without gradient multiply in 8 bits where they can; inside `prepared`.
+
+    Raises:
+        ValueError: If a width does not allow it.
+    """
+    parts = [m for m in module.modules() if isinstance(m, Prepared)]
+    try:
+        for part in parts:
+            part.lower()
+        yield
+    finally:
+        for part in parts:
+            part.lift()
 
 
 class Weight(Prepared):
@@ -108,18 +134,38 @@ class Linear(Weight):
         outputs: Width of y.
         bias: Whether there is one.
         weight_norm: Whether W is kept as g · v / ‖v‖.
+        after_norm: Whether x comes from an RMS norm, so that it may come in 8 bits.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, bias: bool = False, weight_norm: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool = False,
+        weight_norm: bool = False,
+        after_norm: bool = False,
     ) -> None:
         super().__init__((outputs, inputs), weight_norm=weight_norm)
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self.after_norm = inputs, outputs, after_norm
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self._low: Scaled | None = None
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def lower(self) -> None:
+        """Quantise."""
+        if self.after_norm:
+            self._low = quantise(self.effective().detach())
+
+    def lift(self) -> None:
+        """Forget what was quantised."""
+        self._low = None
+
+    def forward(self, x_BTD: Tensor | Scaled) -> Tensor:
         """Return y (…, outputs)."""
         weight = self.effective()
+        if isinstance(x_BTD, Scaled):
+            assert self._low is not None and self.bias is None
+            return fp8.linear(x_BTD, self._low, self.outputs, weight.dtype)
         return nn.functional.linear(x_BTD.to(weight.dtype), weight, self.bias)
 
 

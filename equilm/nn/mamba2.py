@@ -70,6 +70,8 @@ class Mamba2(Mixer):
     Source: Dao and Gu 2024, arXiv 2405.21060; injection as in arXiv 2502.07827.
     """
 
+    takes_scaled = True
+
     def __init__(
         self, config: Mamba2Config, width: int, *, weight_norm: bool = False, dropout: float = 0.0
     ) -> None:
@@ -88,13 +90,15 @@ class Mamba2(Mixer):
             )
         self.channels = self.inner + 2 * config.groups * config.state_size
         self.inject_width = self.inner + self.channels + self.heads
-        self.in_proj = Linear(width, self.inject_width, weight_norm=weight_norm)
+        self.in_proj = Linear(
+            width, self.inject_width, weight_norm=weight_norm, after_norm=True
+        )
         self.conv1d = DepthwiseTaps(self.channels, config.conv_width, weight_norm=weight_norm)
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads))
         self.D = nn.Parameter(torch.empty(self.heads))
         self.norm = GatedRMSNorm(self.inner, groups=config.groups, eps=config.norm_eps)
-        self.out_proj = Linear(self.inner, width, weight_norm=weight_norm)
+        self.out_proj = Linear(self.inner, width, weight_norm=weight_norm, after_norm=True)
         self.dropout = VariationalDropout(dropout)
 
     def init_state(self, batch: int, capacity: int) -> Mamba2State:

@@ -30,6 +30,7 @@ class Mixer(nn.Module, ABC):
     """A causal map over tokens with a state."""
 
     inject_width: int  # E, the width of what is added inside the input projections
+    takes_scaled = False  # whether x may come in 8 bits (`equilm/ops/fp8.py`)
 
     @abstractmethod
     def init_state(self, batch: int, capacity: int) -> State:

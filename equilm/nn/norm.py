@@ -3,36 +3,81 @@
 import torch
 from torch import Tensor, nn
 
+from equilm.nn.linear import Prepared
+from equilm.ops.fp8 import Scaled, norm_scale
 from equilm.ops.norm import add_rms_norm, gated_rms_norm
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight, computed in float32."""
+class _Norm(Prepared):
+    """A weight, and the scale of the output where a projection takes it in 8 bits."""
 
-    def __init__(self, width: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, *, eps: float, before_projection: bool) -> None:
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.before_projection = before_projection
+        self._scale: Tensor | None = None
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Return the normalised x_BTD in float32 or wider."""
-        return add_rms_norm(x_BTD, None, self.weight, eps=self.eps)[1]
+    def is_prepared(self) -> bool:
+        return True
 
-    def after(self, r_BTD: Tensor, y_BTD: Tensor | None) -> tuple[Tensor, Tensor]:
+    def prepare(self) -> None:
+        """Nothing is made for evaluations in full."""
+
+    def release(self) -> None:
+        """Nothing to forget."""
+
+    def lower(self) -> None:
+        """Bound the output."""
+        if self.before_projection:
+            self._scale = norm_scale(self.weight.detach())
+
+    def lift(self) -> None:
+        """Forget the bound."""
+        self._scale = None
+
+    def scale(self) -> Tensor | None:
+        """Return the scale to put out 8 bits with, or `None`: gradients want more."""
+        return None if torch.is_grad_enabled() else self._scale
+
+
+class RMSNorm(_Norm):
+    """x / sqrt(mean(x²) + eps) · weight, computed in float32.
+
+    Args:
+        width: D.
+        eps: Added to the mean square.
+        before_projection: Whether `after` goes into a projection that takes 8 bits.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5, before_projection: bool = False) -> None:
+        super().__init__(width, eps=eps, before_projection=before_projection)
+
+    def forward(self, x_BTD: Tensor, y_BTD: Tensor | None = None) -> Tensor:
+        """Return the normalised x (+ y) in float32 or wider."""
+        return add_rms_norm(x_BTD, y_BTD, self.weight, eps=self.eps)[1]
+
+    def after(self, r_BTD: Tensor, y_BTD: Tensor | None) -> tuple[Tensor, Tensor | Scaled]:
         """Return the sum of r and y, and its norm in the type that a projection computes in."""
-        dtype = compute_dtype(r_BTD)
-        return add_rms_norm(r_BTD, y_BTD, self.weight, eps=self.eps, dtype=dtype)
+        scale, dtype = self.scale(), compute_dtype(r_BTD)
+        r_BTD, a_BTD = add_rms_norm(
+            r_BTD, y_BTD, self.weight, eps=self.eps, dtype=dtype, scale=scale
+        )
+        return r_BTD, a_BTD if scale is None else Scaled(a_BTD, scale)
 
 
-class GatedRMSNorm(nn.Module):
+class GatedRMSNorm(_Norm):
     """RMSNorm(y · SiLU(gate + add)) over each of `groups` equal parts, computed in float32."""
 
     def __init__(self, width: int, *, groups: int = 1, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight, self.groups, self.eps = nn.Parameter(torch.ones(width)), groups, eps
+        super().__init__(width, eps=eps, before_projection=True)
+        self.groups = groups
 
-    def forward(self, y_BTD: Tensor, gate_BTD: Tensor, add_BTD: Tensor | None = None) -> Tensor:
+    def forward(
+        self, y_BTD: Tensor, gate_BTD: Tensor, add_BTD: Tensor | None = None
+    ) -> Tensor | Scaled:
         """Return the normalised y_BTD in the type that a projection computes in."""
-        return gated_rms_norm(
+        scale = self.scale()
+        y_BTD = gated_rms_norm(
             y_BTD,
             gate_BTD,
             self.weight,
@@ -40,7 +85,9 @@ class GatedRMSNorm(nn.Module):
             groups=self.groups,
             eps=self.eps,
             dtype=compute_dtype(y_BTD),
+            scale=scale,
         )
+        return y_BTD if scale is None else Scaled(y_BTD, scale)
 
 
 def compute_dtype(x_BTD: Tensor) -> torch.dtype | None:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from equilm.ops.fp8 import to_e4m3
+
 
 def add_rms_norm(
     r_BTD: Tensor,
@@ -12,6 +14,7 @@ def add_rms_norm(
     *,
     eps: float = 1e-5,
     dtype: torch.dtype | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """r + y, and (r + y) / sqrt(mean((r + y)²) + eps) · weight over the last dimension.
 
@@ -21,6 +24,7 @@ def add_rms_norm(
         weight_D: (D,).
         eps: Added to the mean square; 1e-5 as in the published models.
         dtype: Of the second result; `None` means float32 or wider.
+        scale: () divides the second result, which then comes in e4m3; no gradients.
 
     Returns:
         The sum in float32 or wider, and its norm.
@@ -32,11 +36,11 @@ def add_rms_norm(
     if r_BTD.is_cuda and r_BTD.dtype == torch.float32:
         from equilm.ops.norm_triton import AddNorm
 
-        return AddNorm.apply(r_BTD, y_BTD, weight_D, eps, dtype or torch.float32)
+        return AddNorm.apply(r_BTD, y_BTD, weight_D, eps, dtype or torch.float32, scale)
     if y_BTD is not None:
         r_BTD = r_BTD + y_BTD
     normed_BTD = F.rms_norm(r_BTD, weight_D.shape, weight_D.to(r_BTD.dtype), eps)
-    return r_BTD, normed_BTD if dtype is None else normed_BTD.to(dtype)
+    return r_BTD, _cast(normed_BTD, dtype, scale)
 
 
 def gated_rms_norm(
@@ -48,6 +52,7 @@ def gated_rms_norm(
     groups: int = 1,
     eps: float = 1e-5,
     dtype: torch.dtype | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """RMSNorm(y · SiLU(gate + add)) · weight over each of `groups` equal parts.
 
@@ -59,6 +64,7 @@ def gated_rms_norm(
         groups: G, a divisor of D; as many as Mamba2 has sets of input and output directions.
         eps: Added to the mean square.
         dtype: Of the result; `None` means float32 or wider.
+        scale: () divides the result, which then comes in e4m3; no gradients.
 
     Returns:
         (..., D).
@@ -70,7 +76,7 @@ def gated_rms_norm(
         from equilm.ops.norm_triton import GatedNorm
 
         return GatedNorm.apply(
-            y_BTD, gate_BTD, add_BTD, weight_D, groups, eps, dtype or torch.float32
+            y_BTD, gate_BTD, add_BTD, weight_D, groups, eps, dtype or torch.float32, scale
         )
     if y_BTD.dtype.itemsize < 4:
         y_BTD = y_BTD.float()
@@ -81,4 +87,10 @@ def gated_rms_norm(
     part_BTGD = y_BTD.unflatten(-1, (groups, -1))
     part_BTGD = F.rms_norm(part_BTGD, part_BTGD.shape[-1:], eps=eps)
     normed_BTD = part_BTGD.flatten(-2) * weight_D.to(y_BTD.dtype)
+    return _cast(normed_BTD, dtype, scale)
+
+
+def _cast(normed_BTD: Tensor, dtype: torch.dtype | None, scale: Tensor | None) -> Tensor:
+    if scale is not None:
+        return to_e4m3(normed_BTD, scale)
     return normed_BTD if dtype is None else normed_BTD.to(dtype)

@@ -15,8 +15,26 @@ from equilm.ops.launch import alignment
 
 
 @triton.jit
+def _scaled(value, scale, HAS_SCALE: tl.constexpr):
+    """What goes out in e4m3 is divided by its scale and saturated."""
+    if HAS_SCALE:
+        value = tl.clamp(value / tl.load(scale), -448.0, 448.0)
+    return value
+
+
+@triton.jit
 def _add_norm_kernel(
-    r, y, weight, total, normed, num_columns, eps, HAS_ADD: tl.constexpr, D: tl.constexpr
+    r,
+    y,
+    weight,
+    scale,
+    total,
+    normed,
+    num_columns,
+    eps,
+    HAS_ADD: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    D: tl.constexpr,
 ):
     """total = r + y; normed = RMSNorm(total) · weight."""
     row = tl.program_id(0).to(tl.int64)
@@ -26,8 +44,9 @@ def _add_norm_kernel(
     if HAS_ADD:
         value += tl.load(y + row * num_columns + d, mask=mask, other=0.0).to(tl.float32)
         tl.store(total + row * num_columns + d, value, mask=mask)
-    scale = tl.rsqrt(tl.sum(value * value, 0) / num_columns + eps)
-    value = value * scale * tl.load(weight + d, mask=mask, other=0.0).to(tl.float32)
+    value *= tl.rsqrt(tl.sum(value * value, 0) / num_columns + eps)
+    value *= tl.load(weight + d, mask=mask, other=0.0).to(tl.float32)
+    value = _scaled(value, scale, HAS_SCALE)
     tl.store(normed + row * num_columns + d, value.to(normed.dtype.element_ty), mask=mask)
 
 
@@ -81,6 +100,7 @@ def _gated_norm_kernel(
     gate,
     add,
     weight,
+    scale,
     out,
     num_groups,
     num_columns,
@@ -88,6 +108,7 @@ def _gated_norm_kernel(
     stride_a,
     eps,
     HAS_ADD: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     D: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
@@ -99,8 +120,9 @@ def _gated_norm_kernel(
     gate_D = _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD, ALIGN)
     at = row * num_columns * num_groups + d
     value = tl.load(y + at, mask=mask, other=0.0).to(tl.float32) * gate_D * tl.sigmoid(gate_D)
-    scale = tl.rsqrt(tl.sum(value * value, 0) / num_columns + eps)
-    value = value * scale * tl.load(weight + d, mask=mask, other=0.0).to(tl.float32)
+    value *= tl.rsqrt(tl.sum(value * value, 0) / num_columns + eps)
+    value *= tl.load(weight + d, mask=mask, other=0.0).to(tl.float32)
+    value = _scaled(value, scale, HAS_SCALE)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 
@@ -155,22 +177,25 @@ class AddNorm(torch.autograd.Function):
     """(r + y in float32, its norm in the type asked for); y may be missing."""
 
     @staticmethod
-    def forward(ctx: Any, r, y, weight, eps, dtype):
+    def forward(ctx: Any, r, y, weight, eps, dtype, scale):
         r = r.contiguous()
         y = None if y is None else y.contiguous()
         columns = r.shape[-1]
         rows = r.numel() // columns
         total = r if y is None else torch.empty(r.shape, device=r.device)
+        dtype = dtype if scale is None else torch.float8_e4m3fn
         normed = torch.empty(r.shape, dtype=dtype, device=r.device)
         _add_norm_kernel[(rows,)](
             r,
             r if y is None else y,
             weight,
+            weight if scale is None else scale,
             total,
             normed,
             columns,
             eps,
             HAS_ADD=y is not None,
+            HAS_SCALE=scale is not None,
             D=triton.next_power_of_2(columns),
             num_warps=_warps(columns),
         )
@@ -203,18 +228,19 @@ class AddNorm(torch.autograd.Function):
             num_warps=_warps(columns),
         )
         dy = None if ctx.y_dtype is None else dr.to(ctx.y_dtype)
-        return dr, dy, dweight.sum(0).to(weight.dtype), None, None
+        return dr, dy, dweight.sum(0).to(weight.dtype), None, None, None
 
 
 class GatedNorm(torch.autograd.Function):
     """RMSNorm(y · SiLU(gate + add)) · weight by groups, in the type asked for."""
 
     @staticmethod
-    def forward(ctx: Any, y, gate, add, weight, groups, eps, dtype):
+    def forward(ctx: Any, y, gate, add, weight, groups, eps, dtype, scale):
         y = y.contiguous()
         columns = y.shape[-1] // groups
         rows = y.numel() // y.shape[-1]
         gate, add = _flat_rows(gate), None if add is None else _flat_rows(add)
+        dtype = dtype if scale is None else torch.float8_e4m3fn
         out = torch.empty(y.shape, dtype=dtype, device=y.device)
         align, strides = _strides(gate, add)
         _gated_norm_kernel[(rows, groups)](
@@ -222,12 +248,14 @@ class GatedNorm(torch.autograd.Function):
             gate,
             gate if add is None else add,
             weight,
+            weight if scale is None else scale,
             out,
             groups,
             columns,
             *strides,
             eps,
             HAS_ADD=add is not None,
+            HAS_SCALE=scale is not None,
             D=triton.next_power_of_2(columns),
             ALIGN=align,
             num_warps=_warps(columns),
@@ -268,7 +296,7 @@ class GatedNorm(torch.autograd.Function):
             num_warps=_warps(columns),
         )
         dadd = None if add is None else dgate.to(add.dtype)
-        return dy, dgate, dadd, dweight.sum(0).to(weight.dtype), None, None, None
+        return dy, dgate, dadd, dweight.sum(0).to(weight.dtype), None, None, None, None
 
 
 def _flat_rows(tensor: Tensor) -> Tensor:

@@ -145,3 +145,70 @@ def output(
         y_LP += tl.load(skip + head) * x_LP
         xp_at = ((row64 * num_tokens + t) * num_heads + head)[:, None] * num_p + p[None, :]
         tl.store(y + xp_at, y_LP.to(y.dtype.element_ty), mask=xp_mask)
+
+
+@triton.jit
+def stream(
+    x,
+    dt,
+    a,
+    b,
+    c,
+    skip,
+    first,
+    last,
+    y,
+    stride_xb,
+    stride_xt,
+    stride_bb,
+    stride_bt,
+    stride_cb,
+    stride_ct,
+    num_tokens,
+    num_heads,
+    heads_per_group,
+    num_p,
+    num_n,
+    HAS_FIRST: tl.constexpr,
+    L: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """`walk` and `output` in one: no state leaves the chip, where (row, head) pairs fill it."""
+    row, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
+    p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
+    rate = tl.load(a + head).to(WIDE)
+    weight = tl.load(skip + head)
+    row64 = row.to(tl.int64)
+    x += row64 * stride_xb + head * num_p
+    b += row64 * stride_bb + (head // heads_per_group) * num_n
+    c += row64 * stride_cb + (head // heads_per_group) * num_n
+    dt += row64 * num_tokens * num_heads + head
+    y += (row64 * num_tokens * num_heads + head) * num_p
+    state_at = (row64 * num_heads + head) * num_p * num_n + p[:, None] * num_n + n[None, :]
+    state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
+    state_PN = tl.zeros((P, N), dtype=tl.float32)
+    if HAS_FIRST:
+        state_PN = tl.load(first + state_at, mask=state_mask, other=0.0)
+    for k in range(tl.cdiv(num_tokens, L)):
+        t = k * L + offsets
+        x_LP = load_chunk(x, t, num_tokens, stride_xt, p, num_p)
+        b_LN = load_chunk(b, t, num_tokens, stride_bt, n, num_n)
+        c_LN = load_chunk(c, t, num_tokens, stride_ct, n, num_n)
+        dt_L, log_decay_L, total = decays(dt, t, num_tokens, num_heads, rate, WIDE)
+        y_LP = dot(c_LN, tl.trans(state_PN.to(c_LN.dtype)), PRECISION)
+        y_LP *= tl.exp(log_decay_L.to(tl.float32))[:, None]
+        scores_LL = dot(c_LN, tl.trans(b_LN), PRECISION)
+        scores_LL *= decay_between(log_decay_L, offsets) * dt_L[None, :]
+        y_LP = tl.dot(scores_LL.to(x_LP.dtype), x_LP, acc=y_LP, input_precision=PRECISION)
+        y_LP += weight * x_LP
+        y_at = t[:, None] * num_heads * num_p + p[None, :]
+        y_mask = (t < num_tokens)[:, None] & (p < num_p)[None, :]
+        tl.store(y + y_at, y_LP.to(y.dtype.element_ty), mask=y_mask)
+        weight_L = tl.exp((total - log_decay_L).to(tl.float32)) * dt_L
+        weighted_LP = (x_LP * weight_L[:, None]).to(x_LP.dtype)
+        state_PN *= tl.exp(total.to(tl.float32))
+        state_PN = tl.dot(tl.trans(weighted_LP), b_LN, acc=state_PN, input_precision=PRECISION)
+    tl.store(last + state_at, state_PN, mask=state_mask)

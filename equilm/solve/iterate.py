@@ -9,7 +9,7 @@ nothing in it waits for the device. The sliding window and the decoding engine d
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,11 +61,11 @@ class Solve:
         solver: The step rule.
         tolerance: Converged when ‖F(z) − z‖ / ‖F(z)‖ ≤ tolerance, ≥ 0; 0.05 as published.
         max_steps: Evaluations an unknown may take with everything before it settled, ≥ 0.
-        window: Length of chain solved at once; `None` solves the whole chain at once. Read by
-            `window.py`'s caller, not by `iterate`.
+        window: Length of chain solved at once; `None` solves all. Read by `window.py`'s caller.
         check_every: Sweeps between two reads of the state of convergence by the host, ≥ 1. The
             answer of `iterate` does not depend on it, that of `slide` only within the tolerance.
         cycle: When to give up early; `None` never does.
+        precision: Of the evaluations; `fp8` multiplies in 8 bits. Read by F's owner, like `window`.
     """
 
     solver: Picard | Anderson | Broyden = field(default_factory=Picard)
@@ -74,6 +74,7 @@ class Solve:
     window: int | None = None
     check_every: int = 1
     cycle: CycleRule | None = field(default_factory=CycleRule)
+    precision: Literal["full", "fp8"] = "full"
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0:

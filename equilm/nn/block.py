@@ -28,9 +28,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = RMSNorm(width, eps=norm_eps, before_projection=mixer.takes_scaled)
         self.mixer = mixer
-        self.norm2 = None
-        if mlp is not None:
-            self.norm2 = RMSNorm(width, eps=norm_eps, before_projection=mlp.takes_scaled)
+        self.norm2 = RMSNorm(width, eps=norm_eps) if mlp is not None else None
         self.mlp = mlp
 
     def forward(

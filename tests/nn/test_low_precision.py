@@ -35,10 +35,10 @@ def test_the_fixed_point_is_the_same_after_steps_in_full(
     x = torch.randn(2, 6, core.width, dtype=torch.float64)
     weight = torch.randn_like(x)  # the squares of a norm's outputs add up to a constant
     exact, _ = core(x)
-    exact_gradients = torch.autograd.grad((exact * weight).sum(), core.parameters())
+    exact_gradients = torch.autograd.grad((exact * weight).sum(), list(core.parameters()))
     core.solve = replace(core.solve, precision="fp8")
     cheap, _ = core(x)
-    gradients = torch.autograd.grad((cheap * weight).sum(), core.parameters())
+    gradients = torch.autograd.grad((cheap * weight).sum(), list(core.parameters()))
     error = ((cheap - exact).norm() / exact.norm()).item()
     assert 1e-6 < error < 2e-2
     for got, expected in zip(gradients, exact_gradients, strict=True):

@@ -1,11 +1,13 @@
 """Causal depthwise convolution with a carried window, then SiLU.
 
-Read `equilm/nn/mamba2.py` next.
+Read `gated_scan.py` next.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MAX_TAPS = 4  # of the Triton kernels
 
 
 def conv_silu(
@@ -30,11 +32,10 @@ def conv_silu(
     Returns:
         y_BTC in the type of `x_BTC`, and the next window (B, W−1, C) in float32 or wider.
     """
-    if x_BTC.is_cuda and x_BTC.dtype != torch.float64:
+    if x_BTC.is_cuda and x_BTC.dtype != torch.float64 and weight_CW.shape[1] <= MAX_TAPS:
         from equilm.ops.conv_triton import ConvSilu
 
-        y_BTC = ConvSilu.apply(x_BTC, add_BTC, weight_CW, bias_C, window_BWC)
-        return y_BTC, _next_window(x_BTC, add_BTC, window_BWC, weight_CW.shape[1], valid_B)
+        return ConvSilu.apply(x_BTC, add_BTC, weight_CW, bias_C, window_BWC, valid_B)
     if add_BTC is not None:
         x_BTC = x_BTC + add_BTC.to(x_BTC.dtype)
     tokens, width = x_BTC.shape[1], weight_CW.shape[1]
@@ -47,27 +48,6 @@ def conv_silu(
     for tap in range(width):
         y_BTC = torch.addcmul(y_BTC, padded_BSC[:, tap : tap + tokens], weight_CW[:, tap])
     return F.silu(y_BTC), _last(padded_BSC, tokens, width, valid_B)
-
-
-def _next_window(
-    x_BTC: Tensor,
-    add_BTC: Tensor | None,
-    window_BWC: Tensor | None,
-    width: int,
-    valid_B: Tensor | None,
-) -> Tensor:
-    """The inputs to carry on, without a copy of all the others where the end is enough."""
-    tokens = x_BTC.shape[1]
-    if valid_B is None and tokens >= width - 1:
-        x_BTC = x_BTC[:, tokens - width + 1 :]
-        add_BTC = None if add_BTC is None else add_BTC[:, tokens - width + 1 :]
-        return x_BTC.float() if add_BTC is None else x_BTC.float() + add_BTC
-    x_BTC = x_BTC.float() if add_BTC is None else x_BTC.float() + add_BTC
-    if window_BWC is None:
-        padded_BSC = F.pad(x_BTC, (0, 0, width - 1, 0))
-    else:
-        padded_BSC = torch.cat([window_BWC, x_BTC], dim=1)
-    return _last(padded_BSC, tokens, width, valid_B)
 
 
 def _last(padded_BSC: Tensor, tokens: int, width: int, valid_B: Tensor | None) -> Tensor:

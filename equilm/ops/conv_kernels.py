@@ -1,6 +1,10 @@
-"""The Triton kernels that `conv_triton.py` launches: tiles of T tokens by C channels, W taps.
+"""The Triton kernels that `conv_triton.py` launches: a program walks over TOKENS of C channels.
 
-Strides come in units of ALIGN (`launch.py`). Read `conv_triton.py` first.
+Every input is read once, four tokens at a time, and the last three stay in registers; so there are
+at most four taps, w0 for the newest input, and those that W lacks are zero. With d_t = dy_t · SiLU′
+before the activation, dx_t = Σ_j w_j d_{t + j}: a program of the backward pass makes the d of its
+tokens and of the next three, which its neighbour makes again. Strides come in units of ALIGN
+(`launch.py`).
 """
 
 import triton
@@ -8,75 +12,68 @@ import triton.language as tl
 
 
 @triton.jit
-def _input(
-    x,
-    add,
-    window,
-    t,
-    c,
-    num_tokens,
-    num_channels,
-    stride_xt,
-    stride_at,
-    HAS_ADD: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    W: tl.constexpr,
-):
-    """x (+ add) at positions t ≥ −(W − 1), before zero from the window; float32."""
-    inside = (t >= 0) & (t < num_tokens)
-    mask = inside[:, None] & (c < num_channels)[None, :]
-    value = tl.load(x + t[:, None] * stride_xt + c[None, :], mask=mask, other=0.0).to(tl.float32)
+def _within(t, low, stop, mask_C):
+    """mask_C where low ≤ t < stop; Triton's interpreter cannot widen a truth, so widen t."""
+    t_C = t + tl.zeros_like(mask_C).to(tl.int32)
+    return mask_C & (t_C >= low) & (t_C < stop)
+
+
+@triton.jit
+def _read(x_C, add_C, t, stop, mask_C, stride_xt, stride_at, HAS_ADD: tl.constexpr):
+    """x (+ add) at token t in [0, stop), in float32; zero elsewhere."""
+    mask_C = _within(t, 0, stop, mask_C)
+    value = tl.load(x_C + t * stride_xt, mask=mask_C, other=0.0).to(tl.float32)
     if HAS_ADD:
-        at = add + t[:, None] * stride_at + c[None, :]
-        value += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    if HAS_WINDOW:
-        before = ((t < 0) & (t >= 1 - W))[:, None] & (c < num_channels)[None, :]
-        at = window + (t[:, None] + W - 1) * num_channels + c[None, :]
-        value += tl.load(at, mask=before, other=0.0).to(tl.float32)
+        value += tl.load(add_C + t * stride_at, mask=mask_C, other=0.0).to(tl.float32)
     return value
 
 
 @triton.jit
-def _convolved(
-    x,
-    add,
-    weight,
-    bias,
-    window,
+def _read_four(x_C, add_C, t, stop, mask_C, stride_xt, stride_at, HAS_ADD: tl.constexpr):
+    n0 = _read(x_C, add_C, t, stop, mask_C, stride_xt, stride_at, HAS_ADD)
+    n1 = _read(x_C, add_C, t + 1, stop, mask_C, stride_xt, stride_at, HAS_ADD)
+    n2 = _read(x_C, add_C, t + 2, stop, mask_C, stride_xt, stride_at, HAS_ADD)
+    n3 = _read(x_C, add_C, t + 3, stop, mask_C, stride_xt, stride_at, HAS_ADD)
+    return n0, n1, n2, n3
+
+
+@triton.jit
+def _read_before(
+    x_C,
+    add_C,
+    window_C,
     t,
-    c,
-    num_tokens,
+    stop,
+    mask_C,
     num_channels,
     stride_xt,
     stride_at,
     HAS_ADD: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     W: tl.constexpr,
-    T: tl.constexpr,
-    C: tl.constexpr,
 ):
-    """bias + Σ_w weight_w · (x + add)_{t − W + 1 + w}: before the activation."""
-    mask = c < num_channels
-    total = tl.zeros((T, C), dtype=tl.float32)
-    total += tl.load(bias + c, mask=mask, other=0.0).to(tl.float32)[None, :]
-    for tap in tl.static_range(W):
-        tap_C = tl.load(weight + c * W + tap, mask=mask, other=0.0).to(tl.float32)
-        to = t - (W - 1) + tap
-        total += tap_C[None, :] * _input(
-            x,
-            add,
-            window,
-            to,
-            c,
-            num_tokens,
-            num_channels,
-            stride_xt,
-            stride_at,
-            HAS_ADD,
-            HAS_WINDOW,
-            W,
-        )
-    return total
+    """The same at a token that may lie before zero, in the window."""
+    value = _read(x_C, add_C, t, stop, mask_C, stride_xt, stride_at, HAS_ADD)
+    if HAS_WINDOW:
+        at = window_C + (t + W - 1) * num_channels
+        value += tl.load(at, mask=_within(t, 1 - W, 0, mask_C), other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def _read_taps(weight, bias, c, mask_C, W: tl.constexpr):
+    """What multiplies the inputs of now and of one, two, three tokens ago; the bias."""
+    bias_C = tl.load(bias + c, mask=mask_C, other=0.0).to(tl.float32)
+    w = weight + c * W + (W - 1)
+    w0 = tl.load(w, mask=mask_C, other=0.0).to(tl.float32)
+    w1, w2, w3 = tl.zeros_like(w0), tl.zeros_like(w0), tl.zeros_like(w0)
+    if W > 1:
+        w1 = tl.load(w - 1, mask=mask_C, other=0.0).to(tl.float32)
+    if W > 2:
+        w2 = tl.load(w - 2, mask=mask_C, other=0.0).to(tl.float32)
+    if W > 3:
+        w3 = tl.load(w - 3, mask=mask_C, other=0.0).to(tl.float32)
+    return w0, w1, w2, w3, bias_C
 
 
 @triton.jit
@@ -86,7 +83,9 @@ def forward(
     weight,
     bias,
     window,
+    valid,
     y,
+    next_window,
     num_tokens,
     num_channels,
     stride_xb,
@@ -95,154 +94,167 @@ def forward(
     stride_at,
     HAS_ADD: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_VALID: tl.constexpr,
     W: tl.constexpr,
-    T: tl.constexpr,
+    TOKENS: tl.constexpr,
     C: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    stride_xb, stride_xt = stride_xb * ALIGN, stride_xt * ALIGN
-    stride_ab, stride_at = stride_ab * ALIGN, stride_at * ALIGN
-    t = tl.program_id(1) * T + tl.arange(0, T)
+    """y_t = SiLU(bias + Σ_j w_j (x + add)_{t − j}), and the next window."""
+    row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * TOKENS
+    stop = min(first + TOKENS, num_tokens)
     c = tl.program_id(2) * C + tl.arange(0, C)
-    c_mask = c < num_channels
-    x += row * stride_xb
-    add += row * stride_ab
-    window += row * (W - 1) * num_channels
-    total = _convolved(
-        x,
-        add,
-        weight,
-        bias,
-        window,
-        t,
-        c,
-        num_tokens,
-        num_channels,
-        stride_xt,
-        stride_at,
-        HAS_ADD,
-        HAS_WINDOW,
-        W,
-        T,
-        C,
+    mask_C = c < num_channels
+    xt, at = stride_xt * ALIGN, stride_at * ALIGN
+    x_C, add_C = x + row * (stride_xb * ALIGN) + c, add + row * (stride_ab * ALIGN) + c
+    window_C = window + row * (W - 1) * num_channels + c
+    y_C = y + row * num_tokens * num_channels + c
+    w0, w1, w2, w3, bias_C = _read_taps(weight, bias, c, mask_C, W)
+    p1 = _read_before(
+        x_C, add_C, window_C, first - 1, stop, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
     )
-    value = total * tl.sigmoid(total)
-    at = y + (row * num_tokens + t[:, None]) * num_channels + c[None, :]
-    tl.store(at, value.to(y.dtype.element_ty), mask=(t < num_tokens)[:, None] & c_mask[None, :])
+    p2 = _read_before(
+        x_C, add_C, window_C, first - 2, stop, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
+    )
+    p3 = _read_before(
+        x_C, add_C, window_C, first - 3, stop, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
+    )
+    for done in range(0, stop - first, 4):
+        start = first + done
+        n = _read_four(x_C, add_C, start, stop, mask_C, xt, at, HAS_ADD)
+        for i in tl.static_range(4):
+            total = bias_C + w0 * n[i] + w1 * p1 + w2 * p2 + w3 * p3
+            value = (total * tl.sigmoid(total)).to(y.dtype.element_ty)
+            tl.store(
+                y_C + (start + i) * num_channels,
+                value,
+                mask=_within(start + i, first, stop, mask_C),
+            )
+            p1, p2, p3 = n[i], p1, p2
+    if tl.program_id(1) == 0:
+        limit = num_tokens
+        if HAS_VALID:
+            limit = tl.load(valid + row).to(tl.int32)
+        for slot in tl.static_range(W - 1):
+            t = limit - (W - 1) + slot
+            seen = _read_before(
+                x_C, add_C, window_C, t, limit, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
+            )
+            tl.store(next_window + (row * (W - 1) + slot) * num_channels + c, seen, mask=mask_C)
 
 
 @triton.jit
-def inner_backward(
+def _read_cotangent(dy_C, dtail_C, t, stop, c, num_channels, num_dy, stride_dyt):
+    """The first channels come in one tensor, the others in another."""
+    mask_C = _within(t, 0, stop, c < num_dy)
+    dy = tl.load(dy_C + t * stride_dyt, mask=mask_C, other=0.0).to(tl.float32)
+    mask_C = _within(t, 0, stop, (c >= num_dy) & (c < num_channels))
+    at = dtail_C + t * (num_channels - num_dy)
+    return dy + tl.load(at, mask=mask_C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _read_four_cotangents(dy_C, dtail_C, t, stop, c, num_channels, num_dy, stride_dyt):
+    d0 = _read_cotangent(dy_C, dtail_C, t, stop, c, num_channels, num_dy, stride_dyt)
+    d1 = _read_cotangent(dy_C, dtail_C, t + 1, stop, c, num_channels, num_dy, stride_dyt)
+    d2 = _read_cotangent(dy_C, dtail_C, t + 2, stop, c, num_channels, num_dy, stride_dyt)
+    d3 = _read_cotangent(dy_C, dtail_C, t + 3, stop, c, num_channels, num_dy, stride_dyt)
+    return d0, d1, d2, d3
+
+
+@triton.jit
+def backward(
     x,
     add,
     weight,
     bias,
     window,
+    valid,
     dy,
-    dinner,
-    dweight,
-    dbias,
+    dtail,
+    dnext,
+    dx,
+    dwindow,
+    sums,
     num_tokens,
     num_channels,
+    num_dy,
     stride_xb,
     stride_xt,
     stride_ab,
     stride_at,
     stride_dyb,
     stride_dyt,
+    stride_dxb,
+    stride_dxt,
     HAS_ADD: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_NEXT: tl.constexpr,
     W: tl.constexpr,
-    T: tl.constexpr,
+    TOKENS: tl.constexpr,
     C: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """dy · SiLU′ before the activation, and the sums over this tile for taps and bias."""
-    row = tl.program_id(0).to(tl.int64)
-    stride_xb, stride_xt = stride_xb * ALIGN, stride_xt * ALIGN
-    stride_ab, stride_at = stride_ab * ALIGN, stride_at * ALIGN
-    stride_dyb, stride_dyt = stride_dyb * ALIGN, stride_dyt * ALIGN
-    t = tl.program_id(1) * T + tl.arange(0, T)
+    """dx, dwindow, and the sums over this tile: of the taps as (C, W), then of the bias."""
+    row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * TOKENS
+    stop = min(first + TOKENS, num_tokens)
     c = tl.program_id(2) * C + tl.arange(0, C)
-    c_mask = c < num_channels
-    mask = (t < num_tokens)[:, None] & c_mask[None, :]
-    x += row * stride_xb
-    add += row * stride_ab
-    window += row * (W - 1) * num_channels
-    total = _convolved(
-        x,
-        add,
-        weight,
-        bias,
-        window,
-        t,
-        c,
-        num_tokens,
-        num_channels,
-        stride_xt,
-        stride_at,
-        HAS_ADD,
-        HAS_WINDOW,
-        W,
-        T,
-        C,
+    mask_C = c < num_channels
+    xt, at, dyt, dxt = stride_xt * ALIGN, stride_at * ALIGN, stride_dyt * ALIGN, stride_dxt * ALIGN
+    x_C, add_C = x + row * (stride_xb * ALIGN) + c, add + row * (stride_ab * ALIGN) + c
+    dy_C, dx_C = dy + row * (stride_dyb * ALIGN) + c, dx + row * (stride_dxb * ALIGN) + c
+    dtail_C = dtail + row * num_tokens * (num_channels - num_dy) + (c - num_dy)
+    slots = row * (W - 1) * num_channels + c
+    window_C, dwindow_C, dnext_C = window + slots, dwindow + slots, dnext + slots
+    limit = num_tokens
+    if HAS_VALID:
+        limit = tl.load(valid + row).to(tl.int32)
+    w0, w1, w2, w3, bias_C = _read_taps(weight, bias, c, mask_C, W)
+    p1 = _read_before(
+        x_C, add_C, window_C, first - 1, stop, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
     )
-    gate = tl.sigmoid(total)
-    at = dy + row * stride_dyb + t[:, None] * stride_dyt + c[None, :]
-    slope = tl.load(at, mask=mask, other=0.0).to(tl.float32) * gate * (1 + total * (1 - gate))
-    at = dinner + (row * num_tokens + t[:, None]) * num_channels + c[None, :]
-    tl.store(at, slope.to(dinner.dtype.element_ty), mask=mask)
-    tile = row * tl.num_programs(1) + tl.program_id(1)
-    tl.store(dbias + tile * num_channels + c, tl.sum(slope, 0), mask=c_mask)
-    for tap in tl.static_range(W):
-        seen = _input(
-            x,
-            add,
-            window,
-            t - (W - 1) + tap,
-            c,
-            num_tokens,
-            num_channels,
-            stride_xt,
-            stride_at,
-            HAS_ADD,
-            HAS_WINDOW,
-            W,
-        )
-        at = dweight + (tile * num_channels + c) * W + tap
-        tl.store(at, tl.sum(slope * seen, 0), mask=c_mask)
-
-
-@triton.jit
-def outer_backward(
-    dinner,
-    weight,
-    dx,
-    dwindow,
-    num_tokens,
-    num_channels,
-    HAS_WINDOW: tl.constexpr,
-    W: tl.constexpr,
-    T: tl.constexpr,
-    C: tl.constexpr,
-):
-    """dx_t = Σ_w weight_w · dinner_{t + W − 1 − w}; positions before zero belong to the window."""
-    row = tl.program_id(0).to(tl.int64)
-    t = tl.program_id(1) * T + tl.arange(0, T) - (W - 1)
-    c = tl.program_id(2) * C + tl.arange(0, C)
-    c_mask = c < num_channels
-    dinner += row * num_tokens * num_channels
-    total = tl.zeros((T, C), dtype=tl.float32)
-    for tap in tl.static_range(W):
-        to = t + (W - 1) - tap
-        mask = ((to >= 0) & (to < num_tokens))[:, None] & c_mask[None, :]
-        at = dinner + to[:, None] * num_channels + c[None, :]
-        tap_C = tl.load(weight + c * W + tap, mask=c_mask, other=0.0).to(tl.float32)
-        total += tap_C[None, :] * tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    mask = ((t >= 0) & (t < num_tokens))[:, None] & c_mask[None, :]
-    at = dx + (row * num_tokens + t[:, None]) * num_channels + c[None, :]
-    tl.store(at, total.to(dx.dtype.element_ty), mask=mask)
-    if HAS_WINDOW:
-        at = dwindow + (row * (W - 1) + t[:, None] + W - 1) * num_channels + c[None, :]
-        tl.store(at, total, mask=(t < 0)[:, None] & c_mask[None, :])
+    p2 = _read_before(
+        x_C, add_C, window_C, first - 2, stop, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
+    )
+    p3 = _read_before(
+        x_C, add_C, window_C, first - 3, stop, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
+    )
+    q1 = tl.zeros((C,), dtype=tl.float32)
+    q2, q3, dw0, dw1, dw2, dw3, dbias = q1, q1, q1, q1, q1, q1, q1
+    # The last group lies behind the tile, or its last tokens do.
+    for done in range(0, stop - first + 3, 4):
+        start = first + done
+        n = _read_four(x_C, add_C, start, num_tokens, mask_C, xt, at, HAS_ADD)
+        dy_4 = _read_four_cotangents(dy_C, dtail_C, start, num_tokens, c, num_channels, num_dy, dyt)
+        mine = (start < stop).to(tl.float32)
+        for i in tl.static_range(4):
+            total = bias_C + w0 * n[i] + w1 * p1 + w2 * p2 + w3 * p3
+            gate = tl.sigmoid(total)
+            d = dy_4[i] * gate * (1 + total * (1 - gate))
+            counted = d * mine
+            dbias += counted
+            dw0, dw1 = dw0 + counted * n[i], dw1 + counted * p1
+            dw2, dw3 = dw2 + counted * p2, dw3 + counted * p3
+            # Of the input three tokens before this d; before zero it belongs to the window.
+            value, t = w0 * q3 + w1 * q2 + w2 * q1 + w3 * d, start + i - 3
+            if HAS_NEXT:
+                slot = t - limit + (W - 1)
+                kept_C = _within(slot, 0, W - 1, mask_C)
+                value += tl.load(dnext_C + slot * num_channels, mask=kept_C, other=0.0)
+            inside_C = _within(t, first, stop, mask_C)
+            tl.store(dx_C + t * dxt, value.to(dx.dtype.element_ty), mask=inside_C)
+            if HAS_WINDOW:
+                before_C = _within(t, 1 - W, 0, mask_C)
+                tl.store(dwindow_C + (t + W - 1) * num_channels, value, mask=before_C)
+            p1, p2, p3, q1, q2, q3 = n[i], p1, p2, d, q1, q2
+    sums += (row * tl.num_programs(1) + tl.program_id(1)) * num_channels * (W + 1)
+    at = sums + c * W + (W - 1)
+    tl.store(at, dw0, mask=mask_C)
+    if W > 1:
+        tl.store(at - 1, dw1, mask=mask_C)
+    if W > 2:
+        tl.store(at - 2, dw2, mask=mask_C)
+    if W > 3:
+        tl.store(at - 3, dw3, mask=mask_C)
+    tl.store(sums + num_channels * W + c, dbias, mask=mask_C)

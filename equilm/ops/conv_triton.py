@@ -1,108 +1,147 @@
-"""Triton kernels of the causal convolution with SiLU; `conv.py` is their meaning and their twin.
+"""Launches of the convolution's Triton kernels; `conv.py` is their meaning and their twin.
 
 What is added to the input (an equilibrium's injection) is read here, not in a pass of its own.
+`gated_scan_triton.py` launches the same kernels.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from equilm.ops import conv_kernels as kernels
-from equilm.ops.launch import alignment
+from equilm.ops.launch import token_strides
 
-ROWS, CHANNELS = 32, 128  # tokens and channels of a tile
+CHANNELS = 128  # of a program: one warp, four channels a thread
+
+
+class Inputs(NamedTuple):
+    """The arguments of `conv_silu`; the last dimension lies dense."""
+
+    x: Tensor
+    add: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    window: Tensor | None
+    valid: Tensor | None
 
 
 class ConvSilu(torch.autograd.Function):
-    """The outputs of `conv_silu`, of x + add; the next window is left to the caller."""
+    """`conv_silu` on a GPU, with its arguments in the order of `Inputs`."""
 
     @staticmethod
-    def forward(ctx: Any, x, add, weight, bias, window):
-        x, add = _last_dense(x), _last_dense(add)
-        weight, bias = weight.contiguous(), bias.contiguous()
-        window = None if window is None else window.contiguous()
-        ctx.save_for_backward(x, add, weight, bias, window)
-        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        rows, tokens, channels = x.shape
-        align, strides = _strides(x, add)
-        kernels.forward[_grid(rows, tokens, channels)](
-            x,
-            x if add is None else add,
-            weight,
+    def forward(ctx: Any, x, add, weight, bias, window, valid):
+        inputs = Inputs(
+            _last_dense(x),
+            None if add is None else _last_dense(add),
+            weight.contiguous(),
             bias,
-            x if window is None else window,
-            y,
-            tokens,
-            channels,
-            *strides,
-            **_shape(weight, add, window),
-            ALIGN=align,
+            None if window is None else window.contiguous(),
+            valid,
         )
-        return y
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+        return convolve(inputs)
 
     @staticmethod
-    def backward(ctx: Any, dy):
-        x, add, weight, bias, window = ctx.saved_tensors
-        dy = _last_dense(dy)
-        rows, tokens, channels = x.shape
-        grid, shape = _grid(rows, tokens, channels), _shape(weight, add, window)
-        align, strides = _strides(x, add, dy)
-        dinner = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        dweight = torch.empty(grid[0] * grid[1], *weight.shape, device=x.device)
-        dbias = torch.empty(grid[0] * grid[1], channels, device=x.device)
-        kernels.inner_backward[grid](
-            x,
-            x if add is None else add,
-            weight,
-            bias,
-            x if window is None else window,
-            dy,
-            dinner,
-            dweight,
-            dbias,
-            tokens,
-            channels,
-            *strides,
-            **shape,
-            ALIGN=align,
-        )
+    def backward(ctx: Any, dy, dnext):
+        inputs = Inputs(*ctx.saved_tensors)
+        x, add = inputs.x, inputs.add
+        dy = torch.zeros_like(x) if dy is None else _last_dense(dy)
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        dwindow = None if window is None else torch.empty_like(window, dtype=torch.float32)
-        shape.pop("HAS_ADD")
-        kernels.outer_backward[_grid(rows, tokens + weight.shape[1] - 1, channels)](
-            dinner, weight, dx, dwindow if window is not None else dx, tokens, channels, **shape
-        )
-        return (
-            dx,
-            None if add is None else dx.to(add.dtype),
-            dweight.sum(0).to(weight.dtype),
-            dbias.sum(0).to(bias.dtype),
-            dwindow,
-        )
+        dweight, dbias, dwindow = convolve_backward(inputs, dy, None, dnext, dx)
+        dadd = None if add is None else dx.to(add.dtype)
+        return dx, dadd, dweight, dbias, dwindow, None
 
 
-def _last_dense(tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
+def convolve(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Return y_BTC in the type of x, and the next window in float32."""
+    x, add, weight, bias, window, valid = inputs
+    rows, tokens, channels = x.shape
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    next_window = torch.empty(rows, weight.shape[1] - 1, channels, device=x.device)
+    align, strides = token_strides(x, add)
+    grid, per_program = _grid(rows, tokens, channels)
+    kernels.forward[grid](
+        x,
+        x if add is None else add,
+        weight,
+        bias,
+        x if window is None else window,
+        valid,
+        y,
+        next_window,
+        tokens,
+        channels,
+        *strides,
+        **_shape(inputs, per_program, align),
+    )
+    return y, next_window
 
 
-def _strides(*tensors: Tensor | None) -> tuple[int, list[int]]:
-    """Their alignment, and the strides of rows and tokens in units of it."""
-    strides = [s for x in tensors for s in ((0, 0) if x is None else x.stride()[:2])]
-    align = alignment(strides)
-    return align, [stride // align for stride in strides]
+def convolve_backward(
+    inputs: Inputs, dy: Tensor, dtail: Tensor | None, dnext: Tensor | None, dx: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Write dx, and return the gradients of the taps, the bias and the window.
+
+    Args:
+        inputs: As given to `convolve`.
+        dy: (B, T, ≤ C) the cotangents of the first channels, or of all.
+        dtail: (B, T, the rest) contiguous, those of the others.
+        dnext: (B, W−1, C) the cotangent of the next window; `None` means zero.
+        dx: (B, T, C) is overwritten.
+    """
+    x, add, weight, bias, window, valid = inputs
+    rows, tokens, channels = x.shape
+    grid, per_program = _grid(rows, tokens, channels)
+    align, strides = token_strides(x, add, dy, dx)
+    sums = torch.empty(grid[0] * grid[1], channels * (weight.shape[1] + 1), device=x.device)
+    dwindow = None if window is None else torch.empty(window.shape, device=x.device)
+    kernels.backward[grid](
+        x,
+        x if add is None else add,
+        weight,
+        bias,
+        x if window is None else window,
+        valid,
+        dy,
+        dy if dtail is None else dtail,
+        x if dnext is None else dnext.contiguous(),
+        dx,
+        dx if dwindow is None else dwindow,
+        sums,
+        tokens,
+        channels,
+        dy.shape[2],
+        *strides,
+        HAS_NEXT=dnext is not None,
+        **_shape(inputs, per_program, align),
+    )
+    dweight, dbias = sums.sum(0).split([weight.numel(), channels])
+    return dweight.view_as(weight).to(weight.dtype), dbias.to(bias.dtype), dwindow
 
 
-def _grid(rows: int, tokens: int, channels: int) -> tuple[int, int, int]:
-    return rows, triton.cdiv(tokens, ROWS), triton.cdiv(channels, CHANNELS)
+def _last_dense(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _shape(weight: Tensor, add: Tensor | None, window: Tensor | None) -> dict[str, Any]:
+def _grid(rows: int, tokens: int, channels: int) -> tuple[tuple[int, int, int], int]:
+    """The programs, and the tokens of each: fewer where the chip would not be full."""
+    per_program, tiles = 64, triton.cdiv(channels, CHANNELS)
+    while per_program > 8 and rows * triton.cdiv(tokens, per_program) * tiles < 4096:
+        per_program //= 2
+    return (rows, triton.cdiv(tokens, per_program), tiles), per_program
+
+
+def _shape(inputs: Inputs, per_program: int, align: int) -> dict[str, Any]:
     return {
-        "HAS_ADD": add is not None,
-        "HAS_WINDOW": window is not None,
-        "W": weight.shape[1],
-        "T": ROWS,
+        "HAS_ADD": inputs.add is not None,
+        "HAS_WINDOW": inputs.window is not None,
+        "HAS_VALID": inputs.valid is not None,
+        "W": inputs.weight.shape[1],
+        "TOKENS": per_program,
         "C": CHANNELS,
+        "ALIGN": align,
+        "num_warps": 1,
     }

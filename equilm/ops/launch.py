@@ -1,6 +1,12 @@
 """What the launches of Triton kernels share. Read `scan_triton.py`, `conv_triton.py`."""
 
 from collections.abc import Iterable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
 
 
 def alignment(strides: Iterable[int]) -> int:
@@ -9,3 +15,30 @@ def alignment(strides: Iterable[int]) -> int:
     Strides are passed in units of it: told so, the compiler lets threads load 16 bytes at once.
     """
     return 8 if all(stride % 8 == 0 for stride in strides) else 1
+
+
+def token_strides(*tensors: Tensor | None) -> tuple[int, list[int]]:
+    """Return the alignment of (B, T, …) tensors, and their strides of B and T in units of it."""
+    strides = [s for x in tensors for s in ((0, 0) if x is None else x.stride()[:2])]
+    align = alignment(strides)
+    return align, [stride // align for stride in strides]
+
+
+def scan_sizes(x_BTHP: Tensor, b_BTGN: Tensor) -> dict[str, Any]:
+    """Tile sizes as a plain function of shape and type; nothing is tuned at run time."""
+    wide = x_BTHP.dtype == torch.float32
+    return {
+        "L": 64 if b_BTGN.shape[3] <= 128 and not wide else 32,
+        "P": max(16, triton.next_power_of_2(x_BTHP.shape[3])),
+        "N": max(16, triton.next_power_of_2(b_BTGN.shape[3])),
+        "PRECISION": "ieee" if wide else "tf32",
+        "WIDE": tl.float64 if wide else tl.float32,
+    }
+
+
+def scan_splits(programs: int, heads: int, groups: int) -> int:
+    """Into how many parts to split the heads of all groups, to fill the chip."""
+    splits = groups
+    while programs * splits < 512 and heads % (2 * splits) == 0:
+        splits *= 2
+    return splits

@@ -26,6 +26,7 @@ def cotangent(
     heads_per_group,
     num_p,
     num_n,
+    HAS_FIRST: tl.constexpr,
     HAS_LAST: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
@@ -58,7 +59,8 @@ def cotangent(
         _, log_decay_L, total = decays(dt, t, num_tokens, num_heads, rate, WIDE)
         reached_LP = (dy_LP * tl.exp(log_decay_L.to(tl.float32))[:, None]).to(dy_LP.dtype)
         dstate = dstate * tl.exp(total.to(tl.float32)) + dot(tl.trans(reached_LP), c_LN, PRECISION)
-    tl.store(dfirst + program * num_p * num_n + state_at, dstate, mask=state_mask)
+    if HAS_FIRST:
+        tl.store(dfirst + program * num_p * num_n + state_at, dstate, mask=state_mask)
 
 
 @triton.jit
@@ -74,8 +76,7 @@ def head_backward(
     dstates,
     dx,
     ddt,
-    da,
-    dskip,
+    dvectors,
     stride_xb,
     stride_xt,
     stride_bb,
@@ -136,9 +137,10 @@ def head_backward(
     dtotal += tl.exp(total.to(tl.float32)) * tl.sum(products_P, 0)
     behind_L = tl.sum(dlog_L, 0) - tl.cumsum(dlog_L, 0) + dlog_L + dtotal
     tl.store(ddt + out_at, direct_L + rate.to(tl.float32) * behind_L, mask=t < num_tokens)
-    part = (row64 * num_chunks + k) * num_heads + head
-    tl.store(da + part, tl.sum(behind_L * dt_L, 0))
-    tl.store(dskip + part, tl.sum(tl.sum(dy_LP.to(tl.float32) * x_LP, 1), 0))
+    # This chunk's parts of the gradients of the rate and of skip.
+    part = dvectors + (row64 * num_chunks + k) * 2 * num_heads + head
+    tl.store(part, tl.sum(behind_L * dt_L, 0))
+    tl.store(part + num_heads, tl.sum(tl.sum(dy_LP.to(tl.float32) * x_LP, 1), 0))
 
 
 @triton.jit
@@ -151,8 +153,7 @@ def group_backward(
     dy,
     states,
     dstates,
-    db,
-    dc,
+    dbc,
     stride_xb,
     stride_xt,
     stride_bb,
@@ -208,8 +209,10 @@ def group_backward(
     c_LN = load_chunk(c + row64 * stride_cb + group * num_n, t, num_tokens, stride_ct, n, num_n)
     db_LN += dot(tl.trans(dcb_LL.to(c_LN.dtype)), c_LN, PRECISION)
     dc_LN += dot(dcb_LL.to(b_LN.dtype), b_LN, PRECISION)
-    split = tl.program_id(1).to(tl.int64)
-    out_at = ((split * num_rows + row) * num_tokens + t)[:, None] * num_n + n[None, :]
+    # Of the parts of a group's heads each has a tensor of its own; in it b and c lie side by side.
+    part = first_head % (num_heads // num_groups) // heads_per_program
+    out_at = (((part.to(tl.int64) * num_rows + row) * num_tokens + t) * 2)[:, None] * num_groups
+    out_at = (out_at + group) * num_n + n[None, :]
     out_mask = (t < num_tokens)[:, None] & (n < num_n)[None, :]
-    tl.store(db + out_at, db_LN, mask=out_mask)
-    tl.store(dc + out_at, dc_LN, mask=out_mask)
+    tl.store(dbc + out_at, db_LN, mask=out_mask)
+    tl.store(dbc + out_at + num_groups * num_n, dc_LN, mask=out_mask)

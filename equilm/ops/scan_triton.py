@@ -3,18 +3,19 @@
 One program a (row, head) walks over the chunks with the state in registers and leaves the state
 before each; then all chunks work side by side. The backward pass walks both ways and lets one
 program a chunk loop over heads, to sum dB and dC in registers. Nothing but the inputs is kept in
-between. The kernels are in `scan_kernels.py` and `scan_backward_kernels.py`.
+between. The kernels are in `scan_kernels.py` and `scan_backward_kernels.py`, the launches of the
+backward pass in `scan_backward_triton.py`.
 """
 
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from equilm.ops import scan_backward_kernels as backward
 from equilm.ops import scan_kernels as forward
+from equilm.ops.launch import scan_sizes, scan_splits
+from equilm.ops.scan_backward_triton import Scanned, scan_backward
 
 
 def ssd_triton(
@@ -52,8 +53,13 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy, dlast):
         x, dt, a, b, c, skip, first = ctx.saved_tensors
-        gradients = _backward(x, dt, a, b, c, skip, first, dy.contiguous(), dlast.contiguous())
-        return (*gradients[:6], gradients[6] if first is not None else None)
+        states, _ = walk(x, dt, a, b, first)
+        scanned = Scanned(x, dt, a, b, c, skip, first, states)
+        dx, ddt, da, dbc, dskip, dfirst = scan_backward(
+            scanned, dy.contiguous(), dlast.contiguous()
+        )
+        db, dc = dbc.unbind(2)
+        return dx, ddt, da, db.to(b.dtype), dc.to(c.dtype), dskip, dfirst
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -63,19 +69,9 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def _sizes(x: Tensor, b: Tensor) -> dict[str, Any]:
-    """Tile sizes as a plain function of shape and type; nothing is tuned at run time."""
-    return {
-        "L": 64 if b.shape[3] <= 128 and x.dtype != torch.float32 else 32,
-        "P": max(16, triton.next_power_of_2(x.shape[3])),
-        "N": max(16, triton.next_power_of_2(b.shape[3])),
-        "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
-        "WIDE": tl.float64 if x.dtype == torch.float32 else tl.float32,
-    }
-
-
-def _walk(x, dt, a, b, first, sizes):
+def walk(x, dt, a, b, first):
     """Return the states before every chunk and the one after the last."""
+    sizes = scan_sizes(x, b)
     rows, tokens, heads, width = x.shape
     groups, state = b.shape[2:]
     chunks = triton.cdiv(tokens, sizes["L"])
@@ -106,22 +102,19 @@ def _walk(x, dt, a, b, first, sizes):
     return states, last
 
 
-def _splits(programs: int, heads: int, groups: int) -> int:
-    """Into how many parts to split the heads of all groups, to fill the chip."""
-    splits = groups
-    while programs * splits < 512 and heads % (2 * splits) == 0:
-        splits *= 2
-    return splits
-
-
 def _forward(x, dt, a, b, c, skip, first):
+    states, last = walk(x, dt, a, b, first)
+    return output(x, dt, a, b, c, skip, states), last
+
+
+def output(x, dt, a, b, c, skip, states):
+    """Return the outputs, from the states before every chunk."""
     rows, tokens, heads, width = x.shape
     groups, state = b.shape[2:]
-    sizes = _sizes(x, b)
-    states, last = _walk(x, dt, a, b, first, sizes)
+    sizes = scan_sizes(x, b)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     programs = rows * triton.cdiv(tokens, sizes["L"])
-    splits = _splits(programs, heads, groups)
+    splits = scan_splits(programs, heads, groups)
     forward.output[(programs, splits)](
         x,
         dt,
@@ -147,94 +140,4 @@ def _forward(x, dt, a, b, c, skip, first):
         num_stages=3 if state <= 128 and x.dtype != torch.float32 else 1,
         **sizes,
     )
-    return y, last
-
-
-def _backward(x, dt, a, b, c, skip, first, dy, dlast):
-    rows, tokens, heads, width = x.shape
-    groups, state = b.shape[2:]
-    sizes = _sizes(x, b)
-    states, _ = _walk(x, dt, a, b, first, sizes)
-    dstates = torch.empty_like(states)
-    dfirst = torch.empty(rows, heads, width, state, device=x.device)
-    backward.cotangent[(rows * heads,)](
-        dy,
-        dt,
-        a,
-        c,
-        dlast,
-        dfirst,
-        dstates,
-        c.stride(0),
-        c.stride(1),
-        tokens,
-        heads,
-        heads // groups,
-        width,
-        state,
-        HAS_LAST=True,
-        num_warps=4,
-        num_stages=2,
-        **sizes,
-    )
-    programs = rows * triton.cdiv(tokens, sizes["L"])
-    strides = (x.stride(0), x.stride(1), b.stride(0), b.stride(1), c.stride(0), c.stride(1))
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    ddt = torch.empty(dt.shape, device=x.device)
-    da = torch.empty(programs, heads, device=x.device)
-    dskip = torch.empty_like(da)
-    backward.head_backward[(programs * heads,)](
-        x,
-        dt,
-        a,
-        b,
-        c,
-        skip,
-        dy,
-        states,
-        dstates,
-        dx,
-        ddt,
-        da,
-        dskip,
-        *strides,
-        tokens,
-        heads,
-        heads // groups,
-        width,
-        state,
-        num_warps=4,
-        num_stages=1,
-        **sizes,
-    )
-    splits = _splits(programs, heads, groups)
-    db = torch.empty(splits, rows, tokens, state, device=x.device)
-    dc = torch.empty_like(db)
-    backward.group_backward[(programs, splits)](
-        x,
-        dt,
-        a,
-        b,
-        c,
-        dy,
-        states,
-        dstates,
-        db,
-        dc,
-        *strides,
-        rows,
-        tokens,
-        heads,
-        groups,
-        heads // splits,
-        width,
-        state,
-        num_warps=8,
-        num_stages=3 if state <= 128 and x.dtype != torch.float32 else 1,
-        **sizes,
-    )
-    db, dc = (
-        part.view(groups, splits // groups, rows, tokens, state).sum(1).permute(1, 2, 0, 3)
-        for part in (db, dc)
-    )
-    return dx, ddt, da.sum(0), db.to(b.dtype), dc.to(c.dtype), dskip.sum(0), dfirst
+    return y

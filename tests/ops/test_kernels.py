@@ -149,27 +149,53 @@ def test_scan_of_every_width(width: int, state: int, dtype: torch.dtype) -> None
     check_scan(scan_inputs(100, heads=2, width=width, groups=1, state=state), dtype)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("window", [False, True])
-@pytest.mark.parametrize("add", [False, True])
-@pytest.mark.parametrize(("tokens", "channels", "taps"), [(1, 8, 4), (37, 40, 4), (70, 130, 3)])
-def test_convolution(
-    tokens: int, channels: int, taps: int, add: bool, window: bool, dtype: torch.dtype
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("tokens", "channels", "taps"), [(1, 8, 4), (11, 8, 4), (9, 130, 3)])
+def test_convolution(tokens: int, channels: int, taps: int, given: bool) -> None:
+    check_convolution(tokens, channels, taps, given, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "channels"), [(1, 8), (37, 130), (2048, 1792)])
+def test_convolution_at_size(tokens: int, channels: int, given: bool, dtype: torch.dtype) -> None:
+    check_convolution(tokens, channels, 4, given, dtype)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("tokens", "taps"), [(2, 4), (9, 2)])
+def test_convolution_of_rows_of_different_lengths(tokens: int, taps: int, given: bool) -> None:
+    check_convolution(tokens, 8, taps, given, torch.float32, torch.tensor([0, tokens - 1]))
+
+
+def check_convolution(
+    tokens: int,
+    channels: int,
+    taps: int,
+    given: bool,
+    dtype: torch.dtype,
+    valid: Tensor | None = None,
 ) -> None:
+    """Compare, with or without something to add and a window."""
     from equilm.ops.conv_triton import ConvSilu
 
+    valid = None if valid is None else valid.to(DEVICE)
     inputs = [
         draw(2, tokens, channels),
-        draw(2, tokens, channels) if add else None,
+        draw(2, tokens, channels) if given else None,
         draw(channels, taps),
         draw(channels),
-        draw(2, taps - 1, channels) if window else None,
+        draw(2, taps - 1, channels) if given else None,
     ]
 
-    def twin(x: Tensor, add: Tensor, weight: Tensor, bias: Tensor, window: Tensor) -> Tensor:
-        return conv_silu(x, weight, bias, window, add_BTC=add)[0]
+    def kernel(*args: Tensor | None) -> Any:
+        return ConvSilu.apply(*args, valid)
 
-    assert_same(ConvSilu.apply, twin, inputs, dtype, half=(0, 1))
+    def twin(x: Tensor, add: Tensor, weight: Tensor, bias: Tensor, window: Tensor) -> Any:
+        return conv_silu(x, weight, bias, window, add_BTC=add, valid_B=valid)
+
+    assert_same(kernel, twin, inputs, dtype, half=(0, 1))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -7,6 +7,7 @@ forward and backward passes; the decision whether to go on stays with the host. 
 `equilibrium.py` first.
 """
 
+import copy
 from contextlib import ExitStack
 from typing import Any
 
@@ -36,6 +37,10 @@ class Capture:
         self._seen: set[Any] = set()
         self._key: Any = None
         self._run: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Capture":
+        """A copy records anew."""
+        return Capture(copy.deepcopy(self.core, memo))
 
     def __call__(self, x_BTD: Tensor) -> Tensor:
         """Return the core's output for tokens without a state.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from equilm.nn.attention import Attention, AttentionConfig, AttentionState, room
 from equilm.nn.block import Block, Stack
+from equilm.nn.capture import Capture
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.init import initialise
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
@@ -98,6 +99,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Parameter(torch.empty(shape))
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(shape))
         self.core = build_core(config)
+        self.capture: Capture | None = None  # how `loss` runs the core; `None` runs it eagerly
         if generator is not None:
             initialise(self, generator=generator)
 
@@ -144,7 +146,8 @@ class LanguageModel(nn.Module):
         outside_BT = (targets_BT < 0) | (targets_BT >= self.vocab_size)
         if bool((outside_BT & (targets_BT != ignore)).any()):
             raise ValueError(f"targets: expected ids in [0, {self.vocab_size}) or {ignore}")
-        z_BTD, _ = self.core(self.embed(tokens_BT))
+        x_BTD = self.embed(tokens_BT)
+        z_BTD = self.core(x_BTD)[0] if self.capture is None else self.capture(x_BTD)
         head_VD: Tensor = self.embedding if self.head is None else self.head
         return linear_cross_entropy(
             z_BTD, head_VD, targets_BT, vocab_size=self.vocab_size, ignore=ignore

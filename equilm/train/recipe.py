@@ -31,6 +31,8 @@ class Recipe:
         optim: Optimizer and rate.
         precision: Compute type on a GPU; a CPU always computes in float32.
         device: `auto` takes a GPU if there is one.
+        capture: Whether to record steps of one shape as CUDA graphs on a GPU (`nn/capture.py`): the
+            same numbers, no waiting for the host.
         threads: Of PyTorch on a CPU; `None` leaves it the choice. One is fastest for small models:
             their operations are shorter than the wait for a second thread.
         log_every: Steps between two lines of `metrics.jsonl`.
@@ -54,6 +56,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: Literal["bf16", "float32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    capture: bool = True
     threads: int | None = None
     log_every: int = 10
     checkpoint_every: int = 200

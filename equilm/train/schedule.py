@@ -66,6 +66,7 @@ class Phase:
         phantom_steps: Differentiable steps after them; read by `Phantom` alone.
         window: Tokens solved at once, with gradients passed on through the state between windows;
             `None` solves the whole sequence at once.
+        precision: Of the sweeps without gradient, as in `Solve`; `None` keeps the model's own.
     """
 
     share: float = 0.0
@@ -74,6 +75,7 @@ class Phase:
     steps_per_token: float | None = None
     phantom_steps: int = 4
     window: int | None = None
+    precision: Literal["full", "fp8"] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
@@ -103,7 +105,8 @@ def at_phase(
     gradient = config.gradient
     if isinstance(gradient, Phantom):
         gradient = replace(gradient, steps=phase.phantom_steps)
-    solve = replace(config.solve, max_steps=max_steps, window=phase.window)
+    precision = phase.precision or config.solve.precision
+    solve = replace(config.solve, max_steps=max_steps, window=phase.window, precision=precision)
     return EquilibriumConfig(solve=solve, gradient=gradient)
 
 

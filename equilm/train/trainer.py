@@ -18,6 +18,7 @@ from torch import Tensor
 
 from equilm import config, record
 from equilm.config import ConfigError
+from equilm.nn.capture import Capture
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.model import LanguageModel, parameter_count
 from equilm.ops.cross_entropy import CrossEntropy
@@ -63,6 +64,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(recipe.seed)
         self.model = LanguageModel(recipe.model_for(self.task), generator=generator)
         self.model.to(self.device).train()
+        if recipe.capture and self.device.type == "cuda":
+            self.model.capture = Capture(self.model.core)
         self.optimizer = build_optimizer(self.model, recipe.optim)
         self.about: dict[str, Any] = {
             "model": folder.resolve().name,

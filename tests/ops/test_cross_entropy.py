@@ -169,8 +169,8 @@ def test_the_kernel_is_its_twin(
     targets_R = torch.randint(vocab_size, (rows,))
     targets_R[0] = logits_RV[0, :vocab_size].argmax()
     targets_R[2:3] = IGNORE
-    # What does not count may be anything.
-    logits_RV[:, vocab_size:], logits_RV[2:3, 0] = torch.nan, torch.nan
+    # Padding may be anything.
+    logits_RV[:, vocab_size:] = torch.nan
     got, expected = both(logits_RV, targets_R, vocab_size, overwrite=overwrite)
     if overwrite:
         error = (got[0].float() - expected[0]).abs().max()

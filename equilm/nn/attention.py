@@ -6,9 +6,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from equilm.nn.joined import Joined
 from equilm.nn.linear import Linear, VariationalDropout
 from equilm.nn.mixer import Mixer
-from equilm.ops.attend import attend, rotary
+from equilm.ops.attend import attend
+from equilm.ops.rotary import split_heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,11 @@ class AttentionConfig:
 
 
 class AttentionState(NamedTuple):
-    """Keys and values of the tokens so far; slots past `length_B`, and the last, are scratch."""
+    """Keys and values of the tokens so far; slots past `length_B` are scratch.
+
+    So is the last, for padding, unless the state has no room: one made from nothing has the tokens
+    it was made of and no slot more.
+    """
 
     key_BSHP: Tensor
     value_BSHP: Tensor
@@ -80,11 +86,11 @@ class Attention(Mixer):
             )
         self.head_width = width // self.heads
         kv_width = self.kv_heads * self.head_width
-        self.sizes = [width, kv_width, kv_width]
-        self.inject_width = sum(self.sizes)
+        self.inject_width = width + 2 * kv_width
         self.wq = Linear(width, width, weight_norm=weight_norm)
         self.wk = Linear(width, kv_width, weight_norm=weight_norm)
         self.wv = Linear(width, kv_width, weight_norm=weight_norm)
+        self.qkv = Joined(self.wq, self.wk, self.wv)
         self.out_proj = Linear(width, width, weight_norm=weight_norm)
         self.dropout = VariationalDropout(dropout)
 
@@ -103,59 +109,31 @@ class Attention(Mixer):
         valid_B: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState]:
         """See `Mixer`."""
-        rows, tokens, _ = x_BTD.shape
-        query_BTI, key_BTI, value_BTI = self.wq(x_BTD), self.wk(x_BTD), self.wv(x_BTD)
-        if inject_BTE is not None:
-            query_in, key_in, value_in = inject_BTE.to(query_BTI.dtype).split(self.sizes, dim=-1)
-            query_BTI = query_BTI + query_in
-            key_BTI, value_BTI = key_BTI + key_in, value_BTI + value_in
-        offset_BT = torch.arange(tokens, device=x_BTD.device)[None]
-        position_BT = offset_BT if state is None else state.length_B[:, None] + offset_BT
-        query_BTHP = self._rotated(query_BTI, position_BT)
-        key_BTHP = self._rotated(key_BTI, position_BT)
-        value_BTHP = value_BTI.unflatten(-1, (-1, self.head_width))
-        added_B = torch.full_like(position_BT[:, 0], tokens) if valid_B is None else valid_B
-        if state is None:
-            y_BTHP = attend(query_BTHP, key_BTHP, value_BTHP)
-            state = AttentionState(_closed(key_BTHP), _closed(value_BTHP), added_B.expand(rows))
-        else:
-            key_BSHP = _write(state.key_BSHP, key_BTHP, position_BT)
-            value_BSHP = _write(state.value_BSHP, value_BTHP, position_BT)
-            y_BTHP = attend(
-                query_BTHP,
-                key_BSHP.to(query_BTHP.dtype),
-                value_BSHP.to(query_BTHP.dtype),
-                position_BT,
-            )
-            state = AttentionState(key_BSHP, value_BSHP, state.length_B + added_B)
-        return self.dropout(self.out_proj(y_BTHP.flatten(2))), state
+        before_B = None if state is None else state.length_B
+        query_BTHP, key_BSHP, value_BSHP = split_heads(
+            self.qkv(x_BTD),
+            inject_BTE,
+            before_B,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            theta=self.config.theta,
+            cache=None if state is None else (state.key_BSHP, state.value_BSHP),
+        )
+        y_BTHP = attend(query_BTHP, key_BSHP, value_BSHP, before_B)
+        length_B = valid_B
+        if length_B is None:
+            length_B = torch.full((x_BTD.shape[0],), x_BTD.shape[1], device=x_BTD.device)
+        if before_B is not None:
+            length_B = before_B + length_B
+        y_BTD = self.dropout(self.out_proj(y_BTHP.flatten(2)))
+        return y_BTD, AttentionState(key_BSHP, value_BSHP, length_B)
 
     def flops_per_token(self, length: int) -> float:
         """Projections, and on average half the context."""
         projections = self.width * self.inject_width + self.width**2
         return 2.0 * (projections + self.width * length)
 
-    def _rotated(self, x_BTI: Tensor, position_BT: Tensor) -> Tensor:
-        x_BTHP = x_BTI.unflatten(-1, (-1, self.head_width))
-        return rotary(x_BTHP, position_BT, theta=self.config.theta)
-
 
 def room(state: AttentionState) -> int:
     """Return how many tokens the fullest row still takes; waits for the device."""
-    return state.key_BSHP.shape[1] - 1 - int(state.length_B.max())
-
-
-def _closed(new_BTHP: Tensor) -> Tensor:
-    """Buffers that are full: the tokens and the slot for padding."""
-    return torch.cat([new_BTHP, torch.zeros_like(new_BTHP[:, :1])], dim=1)
-
-
-def _write(buffer_BSHP: Tensor, new_BTHP: Tensor, position_BT: Tensor) -> Tensor:
-    """Put the new tokens into their slots; in place, unless autograd needs the buffer as it is."""
-    new_BTHP = new_BTHP.to(buffer_BSHP.dtype)
-    rows_B1 = torch.arange(buffer_BSHP.shape[0], device=buffer_BSHP.device)[:, None]
-    # Padding, and the overhang of a window, may lie past the end: the last slot takes it.
-    index = (rows_B1, position_BT.clamp(max=buffer_BSHP.shape[1] - 1))
-    if torch.is_grad_enabled() or buffer_BSHP.requires_grad:
-        return buffer_BSHP.index_put(index, new_BTHP)
-    return buffer_BSHP.index_put_(index, new_BTHP)
+    return max(0, state.key_BSHP.shape[1] - 1 - int(state.length_B.max()))

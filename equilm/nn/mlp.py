@@ -1,9 +1,10 @@
 """The gated MLP of Llama: w2(SiLU(w1 a) · (w3 a)). Read `block.py` next."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equilm.nn.joined import Joined
 from equilm.nn.linear import Linear
+from equilm.ops.swiglu import swiglu_linear
 
 
 class GatedMLP(nn.Module):
@@ -17,15 +18,20 @@ class GatedMLP(nn.Module):
     Source: Shazeer 2020, arXiv 2002.05202.
     """
 
+    takes_scaled = False  # whether a may come in 8 bits
+
     def __init__(self, width: int, hidden: int, *, weight_norm: bool = False) -> None:
         super().__init__()
         self.w1 = Linear(width, hidden, weight_norm=weight_norm)
         self.w3 = Linear(width, hidden, weight_norm=weight_norm)
         self.w2 = Linear(hidden, width, weight_norm=weight_norm)
+        # Padded rows of w1 and w3 give zeros, which meet padded columns of w2.
+        self.up = Joined(self.w1, self.w3, tile=16)
+        self.down = Joined(self.w2, tile=16, dim=1)
 
     def forward(self, a_BTD: Tensor) -> Tensor:
         """Return y_BTD."""
-        return self.w2(F.silu(self.w1(a_BTD)) * self.w3(a_BTD))
+        return swiglu_linear(self.up(a_BTD), self.down.effective())
 
     def flops_per_token(self) -> float:
         """Three projections."""

@@ -1,0 +1,141 @@
+"""Rotary embedding, and a projection's output as the heads that attention wants.
+
+Read `attend.py` next.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def split_heads(
+    qkv_BTE: Tensor,
+    inject_BTE: Tensor | None = None,
+    before_B: Tensor | None = None,
+    *,
+    heads: int,
+    kv_heads: int,
+    theta: float,
+    cache: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[q | k | v] + inject; q and k rotated by their positions; k and v put into the cache.
+
+    Args:
+        qkv_BTE: (B, T, E), E = (H + 2K) · P, output of one projection.
+        inject_BTE: (B, T, E) added to it, any float type.
+        before_B: (B,) int64, tokens before these in each row; `None` means none.
+        heads: H.
+        kv_heads: K.
+        theta: Base of the rotary frequencies; 500,000 in the published models.
+        cache: Buffers (B, S, K, P) whose slots from `before_B` on take the keys and values; in
+            place, unless autograd needs the buffers as they are. What lies past the end, padding,
+            goes into the last slot.
+
+    Returns:
+        Queries (B, T, H, P) in the type of `qkv_BTE`; keys and values likewise (B, T, K, P), or
+        with a cache the buffers (B, S, K, P) that hold them, in their type.
+
+    Source: Llama; injection before the rotation as in arXiv 2502.07827. On a GPU:
+    `rotary_triton.py`.
+    """
+    in_place = cache is not None and not (
+        torch.is_grad_enabled() or cache[0].requires_grad or cache[1].requires_grad
+    )
+    if qkv_BTE.is_cuda and qkv_BTE.dtype != torch.float64:
+        from equilm.ops.rotary_triton import SplitHeads, split_heads_into
+
+        if cache is not None and in_place:
+            assert before_B is not None
+            query_BTHP = split_heads_into(qkv_BTE, inject_BTE, before_B, *cache, heads, theta)
+            return query_BTHP, *cache
+        parts = SplitHeads.apply(qkv_BTE, inject_BTE, before_B, heads, kv_heads, theta)
+    else:
+        parts = _split_heads(qkv_BTE, inject_BTE, before_B, heads, kv_heads, theta)
+    if cache is None:
+        return parts
+    assert before_B is not None
+    query_BTHP, *new = parts
+    key_BSHP, value_BSHP = (
+        _written(buffer_BSHP, new_BTHP, before_B, in_place)
+        for buffer_BSHP, new_BTHP in zip(cache, new, strict=True)
+    )
+    return query_BTHP, key_BSHP, value_BSHP
+
+
+def rotary(x_BTHP: Tensor, before_B: Tensor | None = None, *, theta: float) -> Tensor:
+    """Rotate the pairs (x_i, x_{i+P/2}) by position · theta^(−2i/P).
+
+    Args:
+        x_BTHP: (B, T, H, P) queries or keys, P even.
+        before_B: (B,) tokens before these in each row; `None` means none.
+        theta: Base of the frequencies.
+
+    Returns:
+        (B, T, H, P) in the type of `x_BTHP`, computed in float32 or wider.
+
+    Source: Su et al. 2021, arXiv 2104.09864, in the half-split layout of Llama in `transformers`.
+    """
+    wide = torch.promote_types(x_BTHP.dtype, torch.float32)
+    cos_BT1P, sin_BT1P = _angles(x_BTHP, before_B, theta, wide).chunk(2, dim=-1)
+    half = x_BTHP.shape[-1] // 2
+    swapped_BTHP = torch.cat([x_BTHP[..., half:], x_BTHP[..., :half]], dim=-1)
+    turned_BTHP = torch.addcmul(x_BTHP.to(wide) * cos_BT1P, swapped_BTHP.to(wide), sin_BT1P)
+    return turned_BTHP.to(x_BTHP.dtype)
+
+
+def _split_heads(
+    qkv_BTE: Tensor,
+    inject_BTE: Tensor | None,
+    before_B: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    theta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sum_BTE = qkv_BTE
+    if inject_BTE is not None:
+        wide = torch.promote_types(qkv_BTE.dtype, torch.float32)
+        sum_BTE = qkv_BTE.to(wide) + inject_BTE
+    all_BTHP = sum_BTE.unflatten(-1, (heads + 2 * kv_heads, -1))
+    turned_BTHP, value_BTHP = all_BTHP.split([heads + kv_heads, kv_heads], dim=2)
+    turned_BTHP = rotary(turned_BTHP, before_B, theta=theta).to(qkv_BTE.dtype)
+    query_BTHP, key_BTHP = turned_BTHP.split([heads, kv_heads], dim=2)
+    return query_BTHP, key_BTHP, value_BTHP.to(qkv_BTE.dtype)
+
+
+def _angles(x_BTHP: Tensor, before_B: Tensor | None, theta: float, dtype: torch.dtype) -> Tensor:
+    """[cos | cos | −sin | sin] of the tokens' angles, (B or 1, T, 1, 2P)."""
+    tokens, half = x_BTHP.shape[1], x_BTHP.shape[3] // 2
+    if before_B is None:
+        table_S1P = _table(_power_of_2(tokens), half, theta, dtype)
+        return table_S1P[None, :tokens].to(x_BTHP.device)
+    table_S1P = _table(_power_of_2(int(before_B.max()) + tokens), half, theta, dtype)
+    position_BT = before_B[:, None] + torch.arange(tokens, device=before_B.device)
+    return table_S1P.to(x_BTHP.device)[position_BT]
+
+
+@lru_cache(maxsize=8)
+def _table(positions: int, half: int, theta: float, dtype: torch.dtype) -> Tensor:
+    """What `_angles` chooses from, for the first positions; the same for all layers and sweeps."""
+    # A table made inside inference mode could not be used outside it.
+    with torch.inference_mode(False):
+        position_S1 = torch.arange(positions, device="cpu", dtype=torch.float64)[:, None]
+        exponent_P = torch.arange(half, device="cpu", dtype=torch.float64) / half
+        angle_SP = position_S1 * theta**-exponent_P
+        cos_SP, sin_SP = angle_SP.cos(), angle_SP.sin()
+        return torch.cat([cos_SP, cos_SP, -sin_SP, sin_SP], dim=1)[:, None].to(dtype)
+
+
+def _power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _written(buffer_BSHP: Tensor, new_BTHP: Tensor, before_B: Tensor, in_place: bool) -> Tensor:
+    """The buffer with the new tokens in their slots."""
+    rows_B1 = torch.arange(len(before_B), device=before_B.device)[:, None]
+    slot_BT = before_B[:, None] + torch.arange(new_BTHP.shape[1], device=before_B.device)
+    index = (rows_B1, slot_BT.clamp(max=buffer_BSHP.shape[1] - 1))
+    new_BTHP = new_BTHP.to(buffer_BSHP.dtype)
+    if in_place:
+        return buffer_BSHP.index_put_(index, new_BTHP)
+    return buffer_BSHP.index_put(index, new_BTHP)

@@ -6,6 +6,9 @@
 Importing it has no effect but defining names. Read `nn/model.py` first.
 """
 
+from equilm.decode.engine import Engine
+from equilm.decode.generate import generate
+from equilm.decode.request import Request, Sampling
 from equilm.hf.convert import convert, load
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig, observed
 from equilm.nn.model import LanguageModel, ModelConfig
@@ -26,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Anderson",
     "Broyden",
+    "Engine",
     "Equilibrium",
     "EquilibriumConfig",
     "Implicit",
@@ -33,10 +37,13 @@ __all__ = [
     "ModelConfig",
     "Phantom",
     "Picard",
+    "Request",
+    "Sampling",
     "Solve",
     "Status",
     "convert",
     "fixed_point",
+    "generate",
     "load",
     "observed",
     "preset",

@@ -1,4 +1,4 @@
-"""The command line: `equilm train | evaluate | check | report | convert | bench`.
+"""The command line: `equilm train | evaluate | generate | check | report | convert | bench`.
 
 Only reads arguments, calls one function of the package a command, and prints. A user's mistake is
 one line and exit code 2, a run that failed is exit code 1. Read `terminal.py` next.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
+from equilm.cli.decoding import generate
 from equilm.cli.models import check, convert
 from equilm.cli.runs import evaluate, report, train
 from equilm.cli.speed import bench
@@ -19,6 +20,7 @@ from equilm.config import suggest
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
+    "generate": generate,
     "check": check,
     "report": report,
     "convert": convert,

@@ -37,7 +37,7 @@ class Scheduler:
         if policy not in ("sweep", "lockstep"):
             raise ValueError(f"policy: expected 'sweep' or 'lockstep', got {policy!r}")
         if sweeps_per_chunk < 0:
-            raise ValueError(f"sweeps_per_chunk: expected >= 0, got {sweeps_per_chunk}")
+            raise ValueError(f"sweeps_per_chunk: expected an integer >= 0, got {sweeps_per_chunk}")
         self.slots, self.policy, self.sweeps_per_chunk = slots, policy, sweeps_per_chunk
         self.waiting: deque[int] = deque()
         self.prefilling: list[int] = []  # oldest first

@@ -1,0 +1,139 @@
+"""Commands that decode: generate. Read `speed.py` next."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.text import Text
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from equilm.cli.terminal import argument, console, errors
+from equilm.decode.request import Sampling
+
+if TYPE_CHECKING:
+    from equilm.decode.engine import Engine
+    from equilm.decode.generate import Piece
+    from equilm.decode.request import Request, Token
+    from equilm.decode.text import Tokenizer
+
+# Up to so many evaluations, and the colour then; more are red. The colour-blind can tell them.
+COLOURS = ((4, "#5cb3e8"), (8, "#3cc79b"), (16, "#d9b23c"), (32, "#f08a4b"))
+MOST = "#dd5566"
+
+
+def generate(
+    checkpoint: Annotated[Path, Positional, argument("FOLDER")],
+    /,
+    *,
+    prompt: Annotated[str, argument("TEXT")] = "",
+    tokens: Annotated[tuple[int, ...], argument("ID [ID ...]")] = (),
+    tokenizer: Annotated[str, argument("NAME")] = "",
+    max_tokens: int = 64,
+    sampling: Annotated[Sampling, OmitArgPrefixes, arg(name="")] = Sampling(),  # noqa: B008
+    samples: int = 1,
+    stop: Annotated[tuple[str, ...], argument("TEXT [TEXT ...]")] = (),
+    tolerance: float = 0.01,
+    max_steps: int = 64,
+    show_steps: bool = False,
+) -> None:
+    """Go on from a prompt, and print the answer as it comes.
+
+    Args:
+        checkpoint: A run, a checkpoint, or any folder that `convert` reads.
+        prompt: A text to go on from.
+        tokens: Token ids to go on from, instead of a text.
+        tokenizer: A folder, "bytes", or "ids", where the text of a token is its number. If left
+            out: the checkpoint's own, or "ids" if it has none.
+        max_tokens: Tokens to generate at most.
+        sampling: How tokens are chosen.
+        samples: Answers to generate; sample j adds j to the seed.
+        stop: Texts that end an answer.
+        tolerance: A token is solved when one more evaluation changes it by this share.
+        max_steps: Evaluations a token may take.
+        show_steps: Colour each token by the evaluations it took, and list them.
+    """
+    from equilm.decode.generate import stream
+    from equilm.decode.request import Request
+    from equilm.decode.text import tokenizer_of
+
+    if bool(prompt) == bool(tokens):
+        raise ValueError(f"prompt: expected a prompt or tokens, got {'both' if prompt else 'none'}")
+    if samples < 1:
+        raise ValueError(f"samples: expected an integer >= 1, got {samples}")
+    words = tokenizer_of(tokenizer, checkpoint)
+    request = Request(
+        prompt=tokens or tuple(words.encode(prompt)),
+        max_tokens=max_tokens,
+        stop_tokens=words.stop_tokens,
+        tolerance=tolerance,
+        max_steps=max_steps,
+    )
+    seeded = (replace(sampling, seed=sampling.seed + sample) for sample in range(samples))
+    requests = [replace(request, sampling=each) for each in seeded]
+    pieces = stream(_engine(checkpoint, requests), requests, tokenizer=words, stop=stop)
+    taken = _print_in_order(pieces, samples, coloured=show_steps)
+    _print_effort(taken, words, listed=show_steps)
+
+
+def _engine(checkpoint: Path, requests: Sequence["Request"]) -> "Engine":
+    import torch
+
+    from equilm.decode.engine import Engine
+    from equilm.hf.convert import load
+
+    model = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
+    capacity = len(requests[0].prompt) + requests[0].max_tokens
+    return Engine(model, slots=min(len(requests), 8), capacity=capacity)
+
+
+def _print_in_order(
+    pieces: Iterator["Piece"], count: int, *, coloured: bool
+) -> list[list["Token"]]:
+    """Print the answers one after the other, the first as it comes; return their tokens."""
+    held: list[list[Piece]] = [[] for _ in range(count)]
+    taken: list[list[Token]] = [[] for _ in range(count)]
+    shown = 0
+    for piece in pieces:
+        held[piece.place].append(piece)
+        while shown < count and held[shown]:
+            _, text, token, reason = held[shown].pop(0)
+            if count > 1 and not taken[shown]:
+                console.print(f"[{shown + 1}]", markup=False, style="bold")
+            taken[shown] += [] if token is None else [token]
+            style = _colour(token.steps) if coloured and token else ""
+            console.print(Text(_harmless(text), style=style), end="", soft_wrap=True)
+            if reason is not None:
+                console.print()
+                shown += 1
+    return taken
+
+
+def _print_effort(taken: list[list["Token"]], words: "Tokenizer", *, listed: bool) -> None:
+    from equilm.report.tables import Table
+
+    if listed:
+        rows = [
+            (repr(words.decode([token.id])), str(token.id), str(token.steps), token.status)
+            for tokens in taken
+            for token in tokens
+        ]
+        header = ("token", "id", "evaluations", "status")
+        console.print(Table("What each token took", header, tuple(rows)).terminal())
+    every = [token for tokens in taken for token in tokens]
+    mean = sum(token.steps for token in every) / max(len(every), 1)
+    open_ = sum(token.status != "converged" for token in every)
+    rest = f", {open_} of them not solved to the tolerance" if open_ else ""
+    errors.print(
+        f"{len(every)} tokens, {mean:.1f} evaluations a token{rest}", style="dim", highlight=False
+    )
+
+
+def _harmless(text: str) -> str:
+    """A model's text may not move the cursor or ring the bell."""
+    kept = (one if one.isprintable() or one in "\n\t" else "\ufffd" for one in text)
+    return "".join(kept)
+
+
+def _colour(steps: int) -> str:
+    return next((colour for most, colour in COLOURS if steps <= most), MOST)

@@ -1,0 +1,101 @@
+"""`equilm generate` prints what `generate` answers, and says in one line what it cannot do."""
+
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from equilm.cli import main
+from equilm.decode.generate import generate
+from equilm.decode.request import Sampling
+from equilm.decode.text import Bytes
+from equilm.nn.folder import load_model, save_model
+from tests.nn.build import equilibrium_model, language_model
+
+GREEDY = ["--temperature", "0", "--max-tokens", "6"]
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tracker"
+    save_model(equilibrium_model("mamba2").float(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "writer"
+    save_model(language_model("attention", vocab_size=256).float(), folder)
+    return folder
+
+
+def said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[str, str]:
+    monkeypatch.setattr(sys, "argv", ["equilm", "generate", *map(str, arguments)])
+    with suppress(SystemExit):
+        main()
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_ids_go_on(
+    tracker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (answer,) = generate(
+        load_model(tracker), [[3, 1, 4]], max_tokens=6, sampling=Sampling(temperature=0)
+    )
+    out, err = said(monkeypatch, capsys, tracker, "--tokens", 3, 1, 4, *GREEDY, "--show-steps")
+    text, _, table = out.partition("\n")
+    assert text == answer.text
+    for token in answer.tokens:
+        assert re.search(rf"'{token.id}' +{token.id} +{token.steps} +converged", table)
+    assert re.fullmatch(r"6 tokens, \d+\.\d evaluations a token\n", err)
+
+
+def test_samples_come_in_order(
+    writer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = generate(
+        load_model(writer), ["abc"], tokenizer=Bytes(), samples=3, max_tokens=5, stop=["z"]
+    )
+    settings = ["--tokenizer", "bytes", "--samples", 3, "--max-tokens", 5, "--stop", "z"]
+    out, _ = said(monkeypatch, capsys, writer, "--prompt", "abc", *settings)
+    for number, answer in enumerate(answers, start=1):
+        shown = "".join(
+            one if one.isprintable() or one == "\n" else "\ufffd" for one in answer.text
+        )
+        assert f"[{number}]\n{shown}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "prompt: expected a prompt or tokens, got none"),
+        (["--prompt", "1", "--tokens", "1"], "prompt: expected a prompt or tokens, got both"),
+        (["--prompt", "to be"], "prompt: expected token ids such as '3 1 4', got 'to be'"),
+        (["--tokens", "11"], r"prompt: expected ids in \[0, 11\), got 11"),
+        (["--tokens", "1", "--samples", "0"], "samples: expected an integer >= 1, got 0"),
+        (["--tokens", "1", "--tokenizer", "nowhere"], "nowhere: expected the folder of a token"),
+        (["--tokens", "1", "--tolerance", "-1"], "tolerance: expected a number >= 0, got -1"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    told: str,
+    tracker: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, err = said(monkeypatch, capsys, tracker, *arguments)
+    assert out == "" and re.fullmatch(f"equilm: {told}.*\n", err), err
+
+
+def test_top_p_out_of_range_is_told(
+    tracker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = said(monkeypatch, capsys, tracker, "--tokens", 1, "--top-p", 0)
+    assert "top_p: expected a number in (0, 1], got 0.0" in out + err

@@ -205,7 +205,7 @@ def test_norm_of_a_sum(width: int, add: bool, dtype: torch.dtype) -> None:
     from equilm.ops.norm_triton import AddNorm
 
     def kernel(r: Tensor, y: Tensor, weight: Tensor) -> Any:
-        return AddNorm.apply(r, y, weight, 1e-5, dtype)
+        return AddNorm.apply(r, y, weight, 1e-5, dtype, None)
 
     inputs = [draw(2, 5, width), draw(2, 5, width) if add else None, draw(width)]
     assert_same(kernel, add_rms_norm, inputs, dtype, half=(1,))
@@ -218,7 +218,7 @@ def test_gated_norm(width: int, groups: int, add: bool, dtype: torch.dtype) -> N
     from equilm.ops.norm_triton import GatedNorm
 
     def kernel(y: Tensor, gate: Tensor, add: Tensor, weight: Tensor) -> Tensor:
-        return GatedNorm.apply(y, gate, add, weight, groups, 1e-5, dtype)
+        return GatedNorm.apply(y, gate, add, weight, groups, 1e-5, dtype, None)
 
     def twin(y: Tensor, gate: Tensor, add: Tensor, weight: Tensor) -> Tensor:
         return gated_rms_norm(y, gate, weight, add_BTD=add, groups=groups)

@@ -1,7 +1,7 @@
 """Triton kernels of the RMS norms; `norm.py` is their meaning and their twin.
 
 One program a row. The norm of the residual stream adds the last block's output on the way; the
-gated norm adds the injection to its gate.
+gated norm adds the injection to its gate. The backward passes are in `norm_backward_triton.py`.
 """
 
 from typing import Any
@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from equilm.ops.launch import alignment
+from equilm.ops.launch import token_strides
+from equilm.ops.norm_backward_triton import add_norm_backward, gated_norm_backward
 
 
 @triton.jit
@@ -51,50 +52,6 @@ def _add_norm_kernel(
 
 
 @triton.jit
-def _add_norm_backward_kernel(
-    total,
-    weight,
-    dnormed,
-    dtotal,
-    dr,
-    dweight,
-    num_rows,
-    num_columns,
-    eps,
-    rows_per_program,
-    HAS_TOTAL: tl.constexpr,
-    D: tl.constexpr,
-):
-    """dr = dtotal + the cotangent through the norm; dweight is summed over this program's rows."""
-    first = tl.program_id(0).to(tl.int64) * rows_per_program
-    d = tl.arange(0, D)
-    mask = d < num_columns
-    weight_D = tl.load(weight + d, mask=mask, other=0.0).to(tl.float32)
-    dweight_D = tl.zeros((D,), dtype=tl.float32)
-    for row in range(first, min(first + rows_per_program, num_rows)):
-        value = tl.load(total + row * num_columns + d, mask=mask, other=0.0).to(tl.float32)
-        dnormed_D = tl.load(dnormed + row * num_columns + d, mask=mask, other=0.0).to(tl.float32)
-        scale = tl.rsqrt(tl.sum(value * value, 0) / num_columns + eps)
-        unit_D = value * scale
-        dweight_D += dnormed_D * unit_D
-        dunit_D = dnormed_D * weight_D
-        through_D = scale * (dunit_D - unit_D * (tl.sum(dunit_D * unit_D, 0) / num_columns))
-        if HAS_TOTAL:
-            through_D += tl.load(dtotal + row * num_columns + d, mask=mask, other=0.0)
-        tl.store(dr + row * num_columns + d, through_D.to(dr.dtype.element_ty), mask=mask)
-    tl.store(dweight + tl.program_id(0) * num_columns + d, dweight_D, mask=mask)
-
-
-@triton.jit
-def _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD: tl.constexpr, ALIGN: tl.constexpr):
-    stride_g, stride_a = stride_g * ALIGN, stride_a * ALIGN
-    value = tl.load(gate + row * stride_g + d, mask=mask, other=0.0).to(tl.float32)
-    if HAS_ADD:
-        value += tl.load(add + row * stride_a + d, mask=mask, other=0.0).to(tl.float32)
-    return value
-
-
-@triton.jit
 def _gated_norm_kernel(
     y,
     gate,
@@ -102,10 +59,12 @@ def _gated_norm_kernel(
     weight,
     scale,
     out,
-    num_groups,
+    num_tokens,
     num_columns,
-    stride_g,
-    stride_a,
+    stride_gb,
+    stride_gt,
+    stride_ab,
+    stride_at,
     eps,
     HAS_ADD: tl.constexpr,
     HAS_SCALE: tl.constexpr,
@@ -114,63 +73,21 @@ def _gated_norm_kernel(
 ):
     """RMSNorm(y · SiLU(gate + add)) · weight of one group of one row."""
     row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    b, t = row // num_tokens, row % num_tokens
     d = tl.arange(0, D)
     mask = d < num_columns
     d += group * num_columns
-    gate_D = _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD, ALIGN)
-    at = row * num_columns * num_groups + d
+    at = b * (stride_gb * ALIGN) + t * (stride_gt * ALIGN) + d
+    gate_D = tl.load(gate + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_ADD:
+        at = b * (stride_ab * ALIGN) + t * (stride_at * ALIGN) + d
+        gate_D += tl.load(add + at, mask=mask, other=0.0).to(tl.float32)
+    at = row * num_columns * tl.num_programs(1) + d
     value = tl.load(y + at, mask=mask, other=0.0).to(tl.float32) * gate_D * tl.sigmoid(gate_D)
     value *= tl.rsqrt(tl.sum(value * value, 0) / num_columns + eps)
     value *= tl.load(weight + d, mask=mask, other=0.0).to(tl.float32)
     value = _scaled(value, scale, HAS_SCALE)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _gated_norm_backward_kernel(
-    y,
-    gate,
-    add,
-    weight,
-    dout,
-    dy,
-    dgate,
-    dweight,
-    num_rows,
-    num_groups,
-    num_columns,
-    stride_g,
-    stride_a,
-    eps,
-    rows_per_program,
-    HAS_ADD: tl.constexpr,
-    D: tl.constexpr,
-    ALIGN: tl.constexpr,
-):
-    first, group = tl.program_id(0).to(tl.int64) * rows_per_program, tl.program_id(1)
-    d = tl.arange(0, D)
-    mask = d < num_columns
-    d += group * num_columns
-    weight_D = tl.load(weight + d, mask=mask, other=0.0).to(tl.float32)
-    dweight_D = tl.zeros((D,), dtype=tl.float32)
-    for row in range(first, min(first + rows_per_program, num_rows)):
-        gate_D = _gate(gate, add, row, stride_g, stride_a, d, mask, HAS_ADD, ALIGN)
-        at = row * num_columns * num_groups + d
-        y_D = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
-        open_D = tl.sigmoid(gate_D)
-        silu_D = gate_D * open_D
-        value = y_D * silu_D
-        dout_D = tl.load(dout + at, mask=mask, other=0.0).to(tl.float32)
-        scale = tl.rsqrt(tl.sum(value * value, 0) / num_columns + eps)
-        unit_D = value * scale
-        dweight_D += dout_D * unit_D
-        dunit_D = dout_D * weight_D
-        dvalue_D = scale * (dunit_D - unit_D * (tl.sum(dunit_D * unit_D, 0) / num_columns))
-        tl.store(dy + at, (dvalue_D * silu_D).to(dy.dtype.element_ty), mask=mask)
-        dgate_D = dvalue_D * y_D * open_D * (1 + gate_D * (1 - open_D))
-        tl.store(dgate + at, dgate_D.to(dgate.dtype.element_ty), mask=mask)
-    columns = num_columns * num_groups
-    tl.store(dweight + tl.program_id(0) * columns + d, dweight_D, mask=mask)
 
 
 class AddNorm(torch.autograd.Function):
@@ -200,35 +117,20 @@ class AddNorm(torch.autograd.Function):
             num_warps=_warps(columns),
         )
         ctx.save_for_backward(total, weight)
+        ctx.set_materialize_grads(False)
         ctx.eps, ctx.y_dtype = eps, None if y is None else y.dtype
         return total, normed
 
     @staticmethod
     def backward(ctx: Any, dtotal, dnormed):
         total, weight = ctx.saved_tensors
-        columns = total.shape[-1]
-        rows = total.numel() // columns
-        dr = torch.empty(total.shape, dtype=total.dtype, device=total.device)
-        per_program = triton.cdiv(rows, 1024)
-        programs = triton.cdiv(rows, per_program)
-        dweight = torch.empty(programs, columns, device=total.device)
-        _add_norm_backward_kernel[(programs,)](
-            total,
-            weight,
-            dnormed.contiguous(),
-            dtotal.contiguous(),
-            dr,
-            dweight,
-            rows,
-            columns,
-            ctx.eps,
-            per_program,
-            HAS_TOTAL=True,
-            D=triton.next_power_of_2(columns),
-            num_warps=_warps(columns),
+        dtotal = None if dtotal is None else dtotal.contiguous()
+        if dnormed is None:
+            dnormed = torch.zeros_like(total)
+        dr, dy, dweight = add_norm_backward(
+            total, weight, dtotal, dnormed.contiguous(), ctx.y_dtype, ctx.eps
         )
-        dy = None if ctx.y_dtype is None else dr.to(ctx.y_dtype)
-        return dr, dy, dweight.sum(0).to(weight.dtype), None, None, None
+        return dr, dy, dweight, None, None, None
 
 
 class GatedNorm(torch.autograd.Function):
@@ -236,80 +138,68 @@ class GatedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y, gate, add, weight, groups, eps, dtype, scale):
-        y = y.contiguous()
-        columns = y.shape[-1] // groups
-        rows = y.numel() // y.shape[-1]
-        gate, add = _flat_rows(gate), None if add is None else _flat_rows(add)
-        dtype = dtype if scale is None else torch.float8_e4m3fn
-        out = torch.empty(y.shape, dtype=dtype, device=y.device)
-        align, strides = _strides(gate, add)
-        _gated_norm_kernel[(rows, groups)](
-            y,
-            gate,
-            gate if add is None else add,
-            weight,
-            weight if scale is None else scale,
-            out,
-            groups,
-            columns,
-            *strides,
-            eps,
-            HAS_ADD=add is not None,
-            HAS_SCALE=scale is not None,
-            D=triton.next_power_of_2(columns),
-            ALIGN=align,
-            num_warps=_warps(columns),
-        )
+        shape = y.shape
+        y, gate = _rows(y).contiguous(), _rows(gate)
+        add = None if add is None else _rows(add)
         ctx.save_for_backward(y, gate, add, weight)
         ctx.groups, ctx.eps = groups, eps
-        return out
+        out = gated_norm(y, gate, add, weight, groups=groups, eps=eps, dtype=dtype, scale=scale)
+        return out.view(shape)
 
     @staticmethod
     def backward(ctx: Any, dout):
         y, gate, add, weight = ctx.saved_tensors
-        columns = y.shape[-1] // ctx.groups
-        rows = y.numel() // y.shape[-1]
         dy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
         dgate = torch.empty(y.shape, dtype=gate.dtype, device=y.device)
-        per_program = triton.cdiv(rows, 1024)
-        programs = triton.cdiv(rows, per_program)
-        dweight = torch.empty(programs, y.shape[-1], device=y.device)
-        align, strides = _strides(gate, add)
-        _gated_norm_backward_kernel[(programs, ctx.groups)](
-            y,
-            gate,
-            gate if add is None else add,
-            weight,
-            dout.contiguous(),
-            dy,
-            dgate,
-            dweight,
-            rows,
-            ctx.groups,
-            columns,
-            *strides,
-            ctx.eps,
-            per_program,
-            HAS_ADD=add is not None,
-            D=triton.next_power_of_2(columns),
-            ALIGN=align,
-            num_warps=_warps(columns),
+        how = {"groups": ctx.groups, "eps": ctx.eps}
+        dweight = gated_norm_backward(
+            y, gate, add, weight, dout.contiguous().view(y.shape), dy, dgate, **how
         )
-        dadd = None if add is None else dgate.to(add.dtype)
-        return dy, dgate, dadd, dweight.sum(0).to(weight.dtype), None, None, None, None
+        dadd = None if add is None else dgate.to(add.dtype).view(dout.shape)
+        dy, dgate = dy.view(dout.shape), dgate.view(dout.shape)
+        return dy, dgate, dadd, dweight, None, None, None, None
 
 
-def _flat_rows(tensor: Tensor) -> Tensor:
-    """A view whose rows lie at one distance from each other."""
-    whole = tensor.ndim == 2 or tensor.stride(-3) == tensor.shape[-2] * tensor.stride(-2)
-    return tensor if tensor.stride(-1) == 1 and whole else tensor.contiguous()
+def gated_norm(
+    y: Tensor,
+    gate: Tensor,
+    add: Tensor | None,
+    weight: Tensor,
+    *,
+    groups: int,
+    eps: float,
+    dtype: torch.dtype,
+    scale: Tensor | None,
+) -> Tensor:
+    """`gated_rms_norm` of (B, T, D) tensors; y is contiguous, the last dimension dense."""
+    columns = y.shape[2] // groups
+    dtype = dtype if scale is None else torch.float8_e4m3fn
+    out = torch.empty(y.shape, dtype=dtype, device=y.device)
+    align, strides = token_strides(gate, add)
+    _gated_norm_kernel[(y.shape[0] * y.shape[1], groups)](
+        y,
+        gate,
+        gate if add is None else add,
+        weight,
+        weight if scale is None else scale,
+        out,
+        y.shape[1],
+        columns,
+        *strides,
+        eps,
+        HAS_ADD=add is not None,
+        HAS_SCALE=scale is not None,
+        D=triton.next_power_of_2(columns),
+        ALIGN=align,
+        num_warps=_warps(columns),
+    )
+    return out
 
 
-def _strides(*tensors: Tensor | None) -> tuple[int, list[int]]:
-    """Their alignment, and the strides of rows in units of it."""
-    strides = [0 if tensor is None else tensor.stride(-2) for tensor in tensors]
-    align = alignment(strides)
-    return align, [stride // align for stride in strides]
+def _rows(tensor: Tensor) -> Tensor:
+    """(..., D) as (B, T, D), dense in D."""
+    tensor = tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    return tensor if tensor.ndim == 3 else tensor.flatten(0, -2)[None]
 
 
 def _warps(columns: int) -> int:

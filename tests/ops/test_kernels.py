@@ -225,3 +225,29 @@ def test_gated_norm(width: int, groups: int, add: bool, dtype: torch.dtype) -> N
 
     inputs = [draw(2, 5, width), draw(2, 5, width), draw(2, 5, width) if add else None, draw(width)]
     assert_same(kernel, twin, inputs, dtype, half=(0, 1, 2))
+
+
+def test_norms_of_more_rows_than_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that walk over four rows, the last one over two."""
+    from equilm.ops import norm_backward_triton
+    from equilm.ops.norm_triton import AddNorm, GatedNorm
+
+    monkeypatch.setattr(norm_backward_triton, "_programs", lambda rows: (4, -(-rows // 4)))
+    of_a_sum = [draw(2, 5, 24), draw(2, 5, 24), draw(24)]
+    assert_same(
+        lambda r, y, weight: AddNorm.apply(r, y, weight, 1e-5, torch.float32, None),
+        add_rms_norm,
+        of_a_sum,
+        torch.float32,
+        half=(),
+    )
+    gated = [draw(2, 5, 24), draw(2, 5, 24), draw(24)]
+    assert_same(
+        lambda y, gate, weight: GatedNorm.apply(
+            y, gate, None, weight, 2, 1e-5, torch.float32, None
+        ),
+        lambda y, gate, weight: gated_rms_norm(y, gate, weight, groups=2),
+        gated,
+        torch.float32,
+        half=(),
+    )

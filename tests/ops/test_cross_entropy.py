@@ -224,7 +224,7 @@ def test_all_of_it_with_the_kernel_in_a_half_type(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_at_size(dtype: torch.dtype) -> None:
-    """Three chunks or two; the head as published, so that rows are added to whole tiles."""
+    """Four chunks or two; the head as published, so that rows are added to whole tiles."""
     rows, vocab_size, width = 16_384, 50_277, 768
     draw = torch.Generator("cuda").manual_seed(0)
     z_RD = torch.randn(rows, width, device="cuda", generator=draw).to(dtype)

@@ -1,4 +1,4 @@
-"""The command line: `equilm train | evaluate | generate | check | report | convert | bench`.
+"""The command line: `equilm train`, `evaluate`, `generate`, `serve` and the rest of `COMMANDS`.
 
 Only reads arguments, calls one function of the package a command, and prints. A user's mistake is
 one line and exit code 2, a run that failed is exit code 1. Read `terminal.py` next.
@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff
 from equilm.cli.decoding import generate
 from equilm.cli.models import check, convert
 from equilm.cli.runs import evaluate, report, train
+from equilm.cli.serving import serve
 from equilm.cli.speed import bench
 from equilm.cli.terminal import complain
 from equilm.config import suggest
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
+    "serve": serve,
     "check": check,
     "report": report,
     "convert": convert,

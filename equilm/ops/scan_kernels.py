@@ -30,9 +30,15 @@ def decays(dt, t, num_tokens, stride, rate, WIDE: tl.constexpr):
 @triton.jit
 def decay_between(log_decay_L, offsets):
     """exp of the decay from column to row, zero above the diagonal."""
-    between_LL = (log_decay_L[:, None] - log_decay_L[None, :]).to(tl.float32)
+    return decay_from(log_decay_L, log_decay_L, offsets)
+
+
+@triton.jit
+def decay_from(log_decay_L, log_start_L, offsets):
+    """exp(log decay of the row − log start of the column), zero above the diagonal."""
+    between_LL = (log_decay_L[:, None] - log_start_L[None, :]).to(tl.float32)
     causal_LL = offsets[:, None] >= offsets[None, :]
-    return tl.where(causal_LL, tl.exp(tl.where(causal_LL, between_LL, 0.0)), 0.0)
+    return tl.exp(tl.where(causal_LL, between_LL, float("-inf")))
 
 
 @triton.jit
@@ -140,7 +146,9 @@ def output(
         state_PN = tl.load(states + state_base + state_at, mask=state_mask, other=0.0)
         y_LP = dot(c_LN, tl.trans(state_PN.to(c_LN.dtype)), PRECISION)
         y_LP *= tl.exp(log_decay_L.to(tl.float32))[:, None]
-        scores_LL = cb_LL * decay_between(log_decay_L, offsets) * dt_L[None, :]
+        # The factor dt of the columns goes into the exponent.
+        log_start_L = log_decay_L - tl.log(tl.maximum(dt_L, 1e-38)).to(WIDE)
+        scores_LL = cb_LL * decay_from(log_decay_L, log_start_L, offsets)
         y_LP += dot(scores_LL.to(x_LP.dtype), x_LP, PRECISION)
         y_LP += tl.load(skip + head) * x_LP
         xp_at = ((row64 * num_tokens + t) * num_heads + head)[:, None] * num_p + p[None, :]

@@ -54,7 +54,7 @@ class Engine:
         policy: "sweep", or "lockstep" to compare with; see `Scheduler`.
         window: Tokens of a prompt that are solved at once, ≥ 1.
         chunk: Tokens of a prompt that are taken in between sweeps of the running, ≥ 1.
-        sweeps_per_chunk: Sweeps of the running between two such chunks, ≥ 0.
+        prompt_pace: Tokens of prompts that are taken in for each sweep of the running, ≥ 1.
         check_every: Sweeps between two looks at what has settled, ≥ 1.
         prefix_cache: States after prefixes of prompts kept for later ones, ≥ 0. Where one is used
             the answer is the same to the tolerance.
@@ -72,7 +72,7 @@ class Engine:
         policy: Policy = "sweep",
         window: int = 64,
         chunk: int = 256,
-        sweeps_per_chunk: int = 16,
+        prompt_pace: int = 16,
         check_every: int = 1,
         prefix_cache: int = 0,
     ) -> None:
@@ -85,7 +85,7 @@ class Engine:
             if value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value}")
         self.model, self.check_every = model, check_every
-        self.scheduler = Scheduler(slots=slots, policy=policy, sweeps_per_chunk=sweeps_per_chunk)
+        self.scheduler = Scheduler(slots=slots, policy=policy, prompt_pace=prompt_pace)
         evaluation = Evaluation(model)
         with torch.no_grad():
             self.slots = Slots(evaluation, rows=slots, capacity=capacity)
@@ -186,6 +186,7 @@ class Engine:
             {number: self.prompts.kind(job) for number, job in jobs.items()},
         )
         events = self.prompts.take_in([jobs[number] for number in together])
+        self.scheduler.took_in(self.prompts.longest)
         for number in together:
             if jobs[number].left == 0:
                 self._start(jobs[number])
@@ -210,7 +211,8 @@ class Engine:
             if reading.residuals is not None and job.request.residuals:
                 new = reading.steps[slot] - len(job.residuals)
                 job.residuals += reading.residuals[slot][:new]
-        ready = self.scheduler.released(slot for slot in range(len(jobs)) if reading.ready[slot])
+        settled = [slot for slot in range(len(jobs)) if reading.ready[slot]]
+        ready = self.scheduler.swept(self.check_every, settled)
         return self._move_on({slot: jobs[slot] for slot in ready}, reading) if ready else []
 
     def _move_on(self, jobs: dict[int, Job], reading: Reading) -> list[Event]:

@@ -34,7 +34,8 @@ class Prompts:
         self.evaluation, self.capacity = evaluation, capacity
         self.window, self.chunk = window, chunk
         self.cache = PrefixCache(cache)
-        self.tokens = self.cached = 0
+        self.tokens = self.cached = 0  # taken in, and found in the cache
+        self.longest = 0  # tokens of the longest row of the last chunk
 
     def begin(self, job: Job) -> list[Event]:
         """Give a request the state of the longest prefix known; return the first of its echo."""
@@ -68,6 +69,7 @@ class Prompts:
         sizes = [len(piece) for piece in pieces]
         done = self._solve(pieces, [group[0] for group in equal.values()])
         self.tokens += sum(sizes)
+        self.longest = max(sizes)
         events = []
         for row, (prefix, group) in enumerate(equal.items()):
             for job in group:

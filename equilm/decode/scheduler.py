@@ -24,25 +24,26 @@ class Scheduler:
     Args:
         slots: Requests prefilled or running at once, ≥ 1.
         policy: Who may sample: every slot whose token has settled ("sweep"), or all together once
-            the last of them has ("lockstep").
-        sweeps_per_chunk: Sweeps of the running between two chunks of somebody's prompt, ≥ 0.
+            the last of them has ("lockstep"); these take prompts in between two tokens only.
+        prompt_pace: Tokens of prompts that are taken in for each sweep of the running, ≥ 1.
 
     Raises:
         ValueError: For a number or policy that is none of these.
     """
 
-    def __init__(self, *, slots: int, policy: Policy = "sweep", sweeps_per_chunk: int = 16) -> None:
+    def __init__(self, *, slots: int, policy: Policy = "sweep", prompt_pace: int = 16) -> None:
         if slots < 1:
             raise ValueError(f"slots: expected an integer >= 1, got {slots}")
         if policy not in ("sweep", "lockstep"):
             raise ValueError(f"policy: expected 'sweep' or 'lockstep', got {policy!r}")
-        if sweeps_per_chunk < 0:
-            raise ValueError(f"sweeps_per_chunk: expected an integer >= 0, got {sweeps_per_chunk}")
-        self.slots, self.policy, self.sweeps_per_chunk = slots, policy, sweeps_per_chunk
+        if prompt_pace < 1:
+            raise ValueError(f"prompt_pace: expected an integer >= 1, got {prompt_pace}")
+        self.slots, self.policy, self.prompt_pace = slots, policy, prompt_pace
         self.waiting: deque[int] = deque()
         self.prefilling: list[int] = []  # oldest first
         self.running: list[int] = []  # by slot
-        self._sweeps = 0  # since the last chunk
+        self._debt = 0  # tokens of prompts that were taken in ahead of the pace
+        self._between = True  # whether no token is half solved in lockstep
 
     @property
     def busy(self) -> bool:
@@ -86,14 +87,23 @@ class Scheduler:
         return Move(len(self.running), slot)
 
     def turn(self) -> Literal["prefill", "sweep", "idle"]:
-        """Say what to do next; a chunk of a prompt is due only every so many sweeps."""
-        if self.prefilling and (not self.running or self._sweeps >= self.sweeps_per_chunk):
-            self._sweeps = 0
-            return "prefill"
-        if not self.running:
-            return "idle"
-        self._sweeps += 1
-        return "sweep"
+        """Say what to do next."""
+        if self.prefilling:
+            due = self._between if self.policy == "lockstep" else self._debt <= 0
+            if due or not self.running:
+                return "prefill"
+        return "sweep" if self.running else "idle"
+
+    def took_in(self, tokens: int) -> None:
+        """Note a chunk of prompts, `tokens` long: the running are owed some sweeps."""
+        self._debt = tokens
+
+    def swept(self, count: int, settled: Iterable[int]) -> list[int]:
+        """Note some sweeps; return which of the slots that have settled may sample and move on."""
+        self._debt -= count * self.prompt_pace
+        ready = sorted(settled)
+        self._between = len(ready) == len(self.running)
+        return ready if self.policy == "sweep" or self._between else []
 
     def companions(self, left: Mapping[int, int], kind: Mapping[int, object]) -> list[int]:
         """Return who is prefilled together now: the oldest, and those much like it.
@@ -109,10 +119,3 @@ class Scheduler:
             for one in self.prefilling
             if left[one].bit_length() == size and kind[one] == kind[oldest]
         ]
-
-    def released(self, settled: Iterable[int]) -> list[int]:
-        """Return which of the slots whose token has settled may sample and move on."""
-        ready = sorted(settled)
-        if self.policy == "lockstep" and len(ready) < len(self.running):
-            return []
-        return ready

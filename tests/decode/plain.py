@@ -75,7 +75,7 @@ def collect(engine: Engine, numbers: list[int]) -> list[Told]:
     return told
 
 
-def ragged(count: int, *, seed: int = 0, longest: int = 20, **settings: object) -> list[Request]:
+def ragged(count: int, *, seed: int = 0, longest: int = 12, **settings: object) -> list[Request]:
     """Return requests of mixed lengths, tolerances and limits of steps."""
     draw = torch.Generator().manual_seed(seed)
 
@@ -85,7 +85,7 @@ def ragged(count: int, *, seed: int = 0, longest: int = 20, **settings: object) 
     return [
         Request(
             prompt=tuple(tokens_of(1, 1 + below(longest), seed=100 * seed + number)[0].tolist()),
-            max_tokens=1 + below(12),
+            max_tokens=1 + below(9),
             sampling=Sampling(temperature=number % 2 * 0.8, seed=number),
             tolerance=(1e-2, 1e-5)[below(2)],
             max_steps=(4, 300)[below(2)],

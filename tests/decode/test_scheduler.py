@@ -68,17 +68,40 @@ def test_sweeps_have_few_widths(slots: int, running: int, width: int) -> None:
 
 
 def test_prompts_are_taken_in_between_sweeps() -> None:
-    scheduler = Scheduler(slots=4, sweeps_per_chunk=3)
+    scheduler = Scheduler(slots=4, prompt_pace=10)
     assert scheduler.turn() == "idle"
-    scheduler.add(0)
+    for number in range(3):
+        scheduler.add(number)
     scheduler.admit()
-    assert [scheduler.turn() for _ in range(2)] == ["prefill"] * 2
+    # With nobody to wait for it, a prompt is taken in at once.
+    assert scheduler.turn() == "prefill"
+    scheduler.took_in(25)
+    assert scheduler.turn() == "prefill"
+    scheduler.took_in(25)
     scheduler.start(0)
-    assert [scheduler.turn() for _ in range(5)] == ["sweep"] * 5
-    scheduler.add(1)
+    turns = []
+    for _ in range(6):
+        turns.append(scheduler.turn())
+        if turns[-1] == "prefill":
+            scheduler.took_in(15)
+        else:
+            scheduler.swept(1, [])
+    assert turns == ["sweep"] * 3 + ["prefill"] + ["sweep"] * 2
+    assert scheduler.turn() == "prefill"
+
+
+def test_in_lockstep_prompts_wait_for_all_tokens() -> None:
+    scheduler = Scheduler(slots=4, policy="lockstep")
+    for number in range(2):
+        scheduler.add(number)
     scheduler.admit()
-    # The chunk was due long ago.
-    assert [scheduler.turn() for _ in range(8)] == ["prefill", *["sweep"] * 3] * 2
+    scheduler.start(0)
+    scheduler.took_in(99)
+    assert scheduler.turn() == "prefill"  # nothing is half solved
+    assert scheduler.swept(1, []) == []
+    assert scheduler.turn() == "sweep"
+    assert scheduler.swept(1, [0]) == [0]
+    assert scheduler.turn() == "prefill"
 
 
 def test_like_goes_with_like() -> None:
@@ -97,15 +120,14 @@ def test_like_goes_with_like() -> None:
 
 
 def test_who_may_move_on() -> None:
-    scheduler = started(4, 3)
-    assert scheduler.released([2, 0]) == [0, 2]
+    assert started(4, 3).swept(1, [2, 0]) == [0, 2]
     scheduler = Scheduler(slots=4, policy="lockstep")
     for number in range(3):
         scheduler.add(number)
     for number in scheduler.admit():
         scheduler.start(number)
-    assert scheduler.released([2, 0]) == []
-    assert scheduler.released([2, 0, 1]) == [0, 1, 2]
+    assert scheduler.swept(1, [2, 0]) == []
+    assert scheduler.swept(1, [2, 0, 1]) == [0, 1, 2]
 
 
 def test_settings_out_of_range() -> None:
@@ -113,5 +135,5 @@ def test_settings_out_of_range() -> None:
         Scheduler(slots=0)
     with pytest.raises(ValueError, match="policy: expected 'sweep' or 'lockstep', got 'first'"):
         Scheduler(slots=1, policy="first")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="sweeps_per_chunk: expected an integer >= 0, got -1"):
-        Scheduler(slots=1, sweeps_per_chunk=-1)
+    with pytest.raises(ValueError, match="prompt_pace: expected an integer >= 1, got 0"):
+        Scheduler(slots=1, prompt_pace=0)

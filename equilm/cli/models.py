@@ -16,6 +16,7 @@ def check(
     length: int = 32,
     batch_size: int = 8,
     seed: int = 0,
+    fp8: bool = False,
 ) -> None:
     """Verify on a model itself that its modes agree, and say how it converges; exit 1 if it fails.
 
@@ -24,10 +25,17 @@ def check(
         length: Tokens of the sequences tried.
         batch_size: Sequences.
         seed: Of the tokens.
+        fp8: Instead compare sweeps in 8 bits with sweeps in full, on the task of a run.
     """
     from equilm.hf.convert import load
     from equilm.measure.check import as_table, check_model
 
+    if fp8:
+        from equilm.train.runs import compare_run
+
+        table = compare_run(checkpoint, length=length, batch_size=batch_size, seed=seed)
+        console.print(table.terminal())
+        return
     with waiting(f"checking {checkpoint}: a minute or more where it converges slowly"):
         findings = check_model(load(checkpoint), length=length, batch_size=batch_size, seed=seed)
     console.print(as_table(findings).terminal())

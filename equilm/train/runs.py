@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import torch
+
 from equilm import config, record
 from equilm.hf.convert import load
 from equilm.measure.evaluate import EvaluationConfig, evaluate
+from equilm.measure.precision import compare_precision
 from equilm.record import Record
-from equilm.tasks import build_task
+from equilm.report.tables import Table
+from equilm.tasks import Batch, build_task
 from equilm.train.checkpoint import newest_checkpoint, step_of
 from equilm.train.recipe import Recipe, use_device
+from equilm.train.schedule import Phase
 
 
 def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
@@ -24,14 +29,7 @@ def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
     Raises:
         ValueError: If there is no run there, or no checkpoint yet.
     """
-    path = path.resolve()
-    run = next((one for one in (path, *path.parents) if (one / "recipe.json").exists()), None)
-    if run is None:
-        raise ValueError(f"{path}: expected the folder of a run, with recipe.json")
-    recipe = config.load(Recipe, run / "recipe.json")
-    folder = newest_checkpoint(run) if path == run else path
-    if folder is None:
-        raise ValueError(f"{run}: expected a checkpoint, got none yet")
+    run, folder, recipe = _find(path)
     device = use_device(recipe.device, threads=recipe.threads)
     about = {
         "model": run.name,
@@ -43,3 +41,44 @@ def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
     records = list(evaluate(model, build_task(recipe.task), settings, about=about))
     record.append(run / "records.jsonl", records)
     return records
+
+
+def compare_run(path: Path, *, length: int, batch_size: int, seed: int) -> Table:
+    """Solve a test batch of a run's task in full and in 8 bits, as deep as its last phase.
+
+    Args:
+        path: Of the run, or of a checkpoint below it.
+        length: Tokens of a sequence.
+        batch_size: Sequences.
+        seed: Of the sequences.
+
+    Raises:
+        ValueError: If there is no run there, no checkpoint yet, or no implicit model in it.
+    """
+    _, folder, recipe = _find(path)
+    device = use_device(recipe.device, threads=recipe.threads)
+    model, depth = load(folder, device=device), recipe.phases[-1] if recipe.phases else Phase()
+    batch = build_task(recipe.task).batch(
+        split="test", length=length, batch_size=batch_size, seed=seed, index=0
+    )
+    uses_bf16 = recipe.precision == "bf16" and device.type == "cuda"
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16):
+        return compare_precision(
+            model,
+            Batch(*(part.to(device) for part in batch)),
+            sweeps=depth.max_steps,
+            steps=depth.phantom_steps,
+        )
+
+
+def _find(path: Path) -> tuple[Path, Path, Recipe]:
+    """The run, the checkpoint, and the recipe."""
+    path = path.resolve()
+    run = next((one for one in (path, *path.parents) if (one / "recipe.json").exists()), None)
+    if run is None:
+        raise ValueError(f"{path}: expected the folder of a run, with recipe.json")
+    recipe = config.load(Recipe, run / "recipe.json")
+    folder = newest_checkpoint(run) if path == run else path
+    if folder is None:
+        raise ValueError(f"{run}: expected a checkpoint, got none yet")
+    return run, folder, recipe

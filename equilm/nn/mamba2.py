@@ -1,21 +1,19 @@
 """Mamba2: a selective state-space mixer with a convolution before the scan and a gate behind it.
 
-Weights and state live here; the arithmetic is in `equilm/ops/{conv,scan,norm}.py`. Read
-`block.py` next.
+Weights and state live here; the arithmetic is in `equilm/ops/gated_scan.py`. Read `block.py` next.
 """
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equilm.nn.linear import DepthwiseTaps, Linear, VariationalDropout
 from equilm.nn.mixer import Mixer
-from equilm.nn.norm import GatedRMSNorm
-from equilm.ops.conv import conv_silu
-from equilm.ops.scan import ssd
+from equilm.nn.norm import GatedRMSNorm, compute_dtype
+from equilm.ops.fp8 import Scaled
+from equilm.ops.gated_scan import Weights, gated_scan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +88,12 @@ class Mamba2(Mixer):
             )
         self.channels = self.inner + 2 * config.groups * config.state_size
         self.inject_width = self.inner + self.channels + self.heads
-        self.in_proj = Linear(
-            width, self.inject_width, weight_norm=weight_norm, after_norm=True
-        )
+        self.in_proj = Linear(width, self.inject_width, weight_norm=weight_norm, after_norm=True)
         self.conv1d = DepthwiseTaps(self.channels, config.conv_width, weight_norm=weight_norm)
         self.dt_bias = nn.Parameter(torch.empty(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads))
         self.D = nn.Parameter(torch.empty(self.heads))
-        self.norm = GatedRMSNorm(self.inner, groups=config.groups, eps=config.norm_eps)
+        self.norm = GatedRMSNorm(self.inner, eps=config.norm_eps)
         self.out_proj = Linear(self.inner, width, weight_norm=weight_norm, after_norm=True)
         self.dropout = VariationalDropout(dropout)
 
@@ -125,40 +121,22 @@ class Mamba2(Mixer):
         valid_B: Tensor | None = None,
     ) -> tuple[Tensor, Mamba2State]:
         """See `Mixer`."""
-        config = self.config
         window_BWC, scan_BHPN = state if state is not None else (None, None)
-        sizes = [self.inner, self.channels, self.heads]
-        gate_BTI, xbc_BTC, dt_BTH = self.in_proj(x_BTD).split(sizes, dim=-1)
-        # The injection is added where its parts are read, not in a pass of its own.
-        add_BTI, add_BTC, add_BTH = (
-            (None, None, None) if inject_BTE is None else inject_BTE.split(sizes, dim=-1)
-        )
-        xbc_BTC, window_BWC = conv_silu(
-            xbc_BTC,
-            self.conv1d.effective()[:, 0],
-            self.conv1d.bias,
+        proj_BTE, scale = self.in_proj(x_BTD), self.norm.scale()
+        y_BTI, window_BWC, scan_BHPN = gated_scan(
+            proj_BTE,
+            inject_BTE,
+            self._weights(),
             window_BWC,
-            add_BTC=add_BTC,
-            valid_B=valid_B,
-        )
-        directions = config.groups * config.state_size
-        x_BTI, b_BTS, c_BTS = xbc_BTC.split([self.inner, directions, directions], dim=-1)
-        wide = torch.promote_types(self.A_log.dtype, torch.float32)
-        dt_BTH = dt_BTH.to(wide) if add_BTH is None else dt_BTH.to(wide) + add_BTH
-        dt_BTH = F.softplus(dt_BTH + self.dt_bias)
-        if valid_B is not None:
-            dt_BTH = dt_BTH * _is_valid(valid_B, dt_BTH.shape[1])[..., None]
-        y_BTHP, scan_BHPN = ssd(
-            x_BTI.unflatten(-1, (self.heads, config.head_width)),
-            dt_BTH,
-            -torch.exp(self.A_log.to(wide)),
-            b_BTS.unflatten(-1, (config.groups, config.state_size)),
-            c_BTS.unflatten(-1, (config.groups, config.state_size)),
-            self.D,
             scan_BHPN,
+            groups=self.config.groups,
+            eps=self.norm.eps,
+            valid_B=valid_B,
+            dtype=compute_dtype(proj_BTE),
+            scale=scale,
         )
-        y_BTI = self.norm(y_BTHP.flatten(2), gate_BTI, add_BTI)
-        return self.dropout(self.out_proj(y_BTI)), Mamba2State(window_BWC, scan_BHPN)
+        y_BTD = self.out_proj(y_BTI if scale is None else Scaled(y_BTI, scale))
+        return self.dropout(y_BTD), Mamba2State(window_BWC, scan_BHPN)
 
     def flops_per_token(self, length: int) -> float:
         """Projections, convolution and the recurrent form of the scan."""
@@ -167,6 +145,12 @@ class Mamba2(Mixer):
         scan = 3 * self.inner * config.state_size
         return 2.0 * (projections + self.channels * config.conv_width + scan)
 
-
-def _is_valid(valid_B: Tensor, tokens: int) -> Tensor:
-    return torch.arange(tokens, device=valid_B.device) < valid_B[:, None]
+    def _weights(self) -> Weights:
+        return Weights(
+            taps_CW=self.conv1d.effective()[:, 0],
+            taps_bias_C=self.conv1d.bias,
+            dt_bias_H=self.dt_bias,
+            a_log_H=self.A_log,
+            skip_H=self.D,
+            norm_I=self.norm.weight,
+        )

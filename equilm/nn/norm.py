@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from equilm.nn.linear import Prepared
 from equilm.ops.fp8 import Scaled, norm_scale
-from equilm.ops.norm import add_rms_norm, gated_rms_norm
+from equilm.ops.norm import add_rms_norm
 
 
 class _Norm(Prepared):
@@ -66,28 +66,10 @@ class RMSNorm(_Norm):
 
 
 class GatedRMSNorm(_Norm):
-    """RMSNorm(y · SiLU(gate + add)) over each of `groups` equal parts, computed in float32."""
+    """The weight of RMSNorm(y · SiLU(gate)); the arithmetic is part of `gated_scan`."""
 
-    def __init__(self, width: int, *, groups: int = 1, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, *, eps: float = 1e-5) -> None:
         super().__init__(width, eps=eps, before_projection=True)
-        self.groups = groups
-
-    def forward(
-        self, y_BTD: Tensor, gate_BTD: Tensor, add_BTD: Tensor | None = None
-    ) -> Tensor | Scaled:
-        """Return the normalised y_BTD in the type that a projection computes in."""
-        scale = self.scale()
-        y_BTD = gated_rms_norm(
-            y_BTD,
-            gate_BTD,
-            self.weight,
-            add_BTD=add_BTD,
-            groups=self.groups,
-            eps=self.eps,
-            dtype=compute_dtype(y_BTD),
-            scale=scale,
-        )
-        return y_BTD if scale is None else Scaled(y_BTD, scale)
 
 
 def compute_dtype(x_BTD: Tensor) -> torch.dtype | None:

@@ -48,7 +48,7 @@ class _Scan(torch.autograd.Function):
         dt, a, skip = dt.float().contiguous(), a.float(), skip.float()
         first = None if first is None else first.float().contiguous()
         ctx.save_for_backward(x, dt, a, b, c, skip, first)
-        return _forward(x, dt, a, b, c, skip, first)
+        return scan_forward(x, dt, a, b, c, skip, first)
 
     @staticmethod
     def backward(ctx: Any, dy, dlast):
@@ -102,7 +102,8 @@ def walk(x, dt, a, b, first):
     return states, last
 
 
-def _forward(x, dt, a, b, c, skip, first):
+def scan_forward(x, dt, a, b, c, skip, first):
+    """Return the outputs in the type of x, and the state after the last token."""
     states, last = walk(x, dt, a, b, first)
     return output(x, dt, a, b, c, skip, states), last
 

@@ -21,8 +21,8 @@ class Inputs(NamedTuple):
 
     x: Tensor  # (B, T, H)
     add: Tensor | None  # (B, T, H)
-    bias: Tensor  # (H,) float32
-    log_rate: Tensor  # (H,) float32
+    bias: Tensor  # (H,)
+    log_rate: Tensor  # (H,)
     valid: Tensor | None  # (B,)
 
 
@@ -60,7 +60,7 @@ def _raw(
     if HAS_ADD:
         at = row * (stride_ab * ALIGN) + t[:, None] * (stride_at * ALIGN) + h[None, :]
         value += tl.load(add + at, mask=mask, other=0.0).to(tl.float32)
-    return value + tl.load(bias + h, mask=h < num_heads, other=0.0)[None, :]
+    return value + tl.load(bias + h, mask=h < num_heads, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def _forward(
         step = tl.where((t < tl.load(valid + row))[:, None], step, 0.0)
     tl.store(dt + (row * num_tokens + t[:, None]) * num_heads + h[None, :], step, mask=mask)
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        value = tl.load(log_rate + h, mask=h < num_heads, other=0.0)
+        value = tl.load(log_rate + h, mask=h < num_heads, other=0.0).to(tl.float32)
         tl.store(rate + h, -tl.exp(value), mask=h < num_heads)
 
 

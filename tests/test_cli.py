@@ -169,6 +169,7 @@ def test_a_model_is_built_by_its_name(
         (["report", "."], "expected metrics.jsonl or records.jsonl below it, got neither"),
         (["convert", ".", "target"], "expected a run or a model folder"),
         (["bench", "--preset", "mamba2-130n"], "did you mean 'mamba2-130m'?"),
+        (["bench", "--preset", "llama-130m", "--only", "y"], "got 'y'; rows: llama-130m 4.1 1×64"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )  # fmt: skip
@@ -302,14 +303,22 @@ def test_a_checkpoint_is_checked_and_converted(
     is_one_line(equilm("check", tmp_path / "target", "--length", "0"), "length: .*>= 3, got 0")
 
 
-def test_a_benchmark_is_printed_and_kept(
+def test_a_benchmark_is_printed_kept_and_drawn(
     equilm: Equilm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("equilm.measure.bench.preset", lambda _: small().config)
-    monkeypatch.setattr("equilm.measure.bench.REPEATS", 1)
-    said = equilm("bench", "decode", "--preset", "tiny", "--json", tmp_path / "bench.jsonl")
-    assert said.code == 0 and "tiny one sweep, batch 64" in said.out
-    assert len(record.read(tmp_path / "bench.jsonl")) == 4
+    for module in ("decode_rows", "planning", "train_rows"):
+        monkeypatch.setattr(f"equilm.measure.bench.{module}.config_of", lambda _: small().config)
+    monkeypatch.setattr("equilm.measure.bench.decode_rows.REPEATS", 1)
+    monkeypatch.setattr("equilm.measure.bench.train_rows.REPEATS", 1)
+    kept = ["--preset", "tiny", "--json", tmp_path / "records.jsonl"]
+    said = equilm("bench", "decode", *kept)
+    assert said.code == 0 and re.search(r"\n  tiny one sweep 64×1 +\d", said.out)
+    assert len({r.batch for r in record.read(tmp_path / "records.jsonl")}) == 2
+    said = equilm("bench", "scaling", *kept, "--only", "phantom: tiny 4+1")
+    assert said.out.startswith("tiny 4+1 4×32: ")
+    assert equilm("report", tmp_path).code == 0
+    assert (tmp_path / "report/scaling.png").exists()
+    assert "| tiny 4+1 4×32 |" in (tmp_path / "report/tables.md").read_text()
 
 
 @pytest.mark.multi

@@ -134,6 +134,8 @@ def _recipe_of(run: Path) -> Path:
 
 
 def _tables(records: list["Record"]) -> list["Table"]:
+    from equilm.report.speed import speed_tables
     from equilm.report.tables import accuracy_table, effort_table
 
-    return [table for table in (accuracy_table(records), effort_table(records)) if table]
+    found = (accuracy_table(records), effort_table(records), *speed_tables(records))
+    return [table for table in found if table]

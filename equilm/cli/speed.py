@@ -5,27 +5,35 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from equilm.cli.terminal import argument, console
+from equilm.cli.terminal import argument, console, say
 
 
 def bench(
-    what: Positional[Literal["train", "ops", "decode"]] = "train",
+    what: Positional[Literal["train", "ops", "decode", "scaling"]] = "train",
     /,
     *,
     preset: Annotated[str, argument("NAME")] = "",
+    only: Annotated[str, argument("TEXT")] = "",
     json: Annotated[Path | None, argument("FILE")] = None,
 ) -> None:
-    """Time a training step, the operations or a decoding sweep, after testing what is timed.
+    """Time training steps, operations, decoding sweeps or how a step grows, after testing them.
 
     Args:
         what: Which of them.
         preset: Time this published model alone; otherwise models that fit the machine.
-        json: Append the Records to this file as well.
+        only: Time only rows whose name contains this, such as "130m 24+4".
+        json: Append the Records to this file as well; `report` draws those of scaling.
     """
     from equilm import record
     from equilm.measure.bench import bench as run_bench
+    from equilm.report.speed import measured, speed_tables
 
-    table, records = run_bench(what, only=preset)
-    console.print(table.terminal())
-    if json is not None:
-        record.append(json, records)
+    records = []
+    for found in run_bench(what, preset=preset, only=only):
+        records += found
+        if json is not None:
+            record.append(json, found)
+        for row in measured(found):
+            say(f"{row.label}: {row.values['time']:.4g} ms")
+    for table in speed_tables(records):
+        console.print(table.terminal())

@@ -12,8 +12,11 @@ from pathlib import Path
 from equilm.record import Record
 from equilm.report import figures, select, tables
 from equilm.report.plot import Plot
+from equilm.report.speed import speed_tables
 from equilm.report.style import DARK, LIGHT
 from equilm.report.tables import Table
+
+MAX_SPEED_TABLES = 32
 
 
 def write_page(
@@ -123,6 +126,7 @@ def _parts(records: Sequence[Record]) -> dict[str, str]:
         "last 10 table": tables.accuracy_table(records, name="accuracy_last10"),
         "effort table": tables.effort_table(records),
     }
+    found |= {f"speed table {n}": table for n, table in enumerate(speed_tables(records))}
     found |= {plot.name: plot for plot in figures.draw(records)}
     parts: dict[str, str] = {}
     numbers = {Table: count(1), Plot: count(1)}
@@ -185,6 +189,7 @@ _SECTIONS = {
     "What comes out": ("accuracy", "accuracy table", "position", "last 10 table"),
     "What it costs": ("effort table", "effort", "residual"),
     "Why it works": ("jacobian",),
+    "How fast it is": ("scaling", *(f"speed table {n}" for n in range(MAX_SPEED_TABLES))),
     "How it was trained": ("training",),
 }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

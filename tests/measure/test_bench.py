@@ -1,43 +1,67 @@
-"""What is timed is right, and what is wrong is not timed."""
+"""What is timed is right, what is wrong is not timed, and every row can be asked for alone."""
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from equilm.measure import bench as module
-from equilm.measure.bench import CPU_ROWS, GPU_ROWS, Row, TrainRow, bench, check_scan
+from equilm.measure import bench as package
+from equilm.measure.bench import bench, clock, decode_rows, operation, operations, rows, train_rows
+from equilm.measure.bench.place import Place, here
+from equilm.measure.bench.planning import plan
+from equilm.measure.bench.rows import Known, Row, config_of, sweep_row
+from equilm.measure.bench.tested import Wrong
+from equilm.nn.block import Block, Stack
+from equilm.nn.model import ModelConfig
 from equilm.ops.scan import ssd_chunked
-from equilm.report.tables import Table
+from equilm.record import Record
 from tests.measure.models import small
 
-CPU = torch.device("cpu")
+CONFIGS = {
+    "tiny": small().config,
+    "explicit-tiny": small(implicit=False).config,
+    "tiny-llama": small("attention").config,
+}
+CPU = Place(device=torch.device("cpu"), dtype=torch.float32, name="cpu")
+
+
+def tiny_config(name: str) -> ModelConfig:
+    if name not in CONFIGS:
+        raise ValueError(f"preset: expected one of {', '.join(CONFIGS)}, got {name!r}")
+    return CONFIGS[name]
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand two tiny models in for the published ones, on the CPU."""
-    configs = {"tiny": small().config, "explicit-tiny": small(implicit=False).config}
-    rows = (
-        TrainRow(model="tiny", batch=2, length=5, sweeps=3, phantom=2),
-        TrainRow(model="explicit-tiny", batch=2, length=5),
+    """Stand tiny models in for the published ones, on the CPU."""
+    steps = (
+        Row(model="tiny", batch=2, length=5, depth=(3, 2)),
+        Row(model="explicit-tiny", batch=2, length=5),
     )
-    monkeypatch.setattr(module, "preset", lambda name: configs[name or "tiny"])
-    monkeypatch.setattr(module, "CPU_ROWS", rows)
-    monkeypatch.setattr(module, "REPEATS", 3)
+    for name in ("decode_rows", "op_rows", "operations", "planning", "train_rows"):
+        monkeypatch.setattr(f"equilm.measure.bench.{name}.config_of", tiny_config)
+    for module in (train_rows, decode_rows, operation):
+        monkeypatch.setattr(module, "REPEATS", 3)
+    monkeypatch.setattr(rows, "TRAIN_CPU", steps)
+    monkeypatch.setattr(rows, "SHAPES_CPU", {"tiny": (2, 5), "tiny-llama": (3, 4)})
+    monkeypatch.setattr(rows, "DECODE_CPU", (sweep_row("tiny", 1), sweep_row("tiny-llama", 3)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def shown(table: Table, width: int = 80) -> list[str]:
-    console = Console(width=width)
-    with console.capture() as capture:
-        console.print(table.terminal())
-    return capture.get().splitlines()
+def by_row(what: str, **chosen: str) -> dict[str, dict[str, Record]]:
+    """The Records of each row, by the ends of their names."""
+    found = {}
+    for records in bench(what, **chosen):
+        one = records[0]
+        depth = None if one.sweeps is None or one.phantom is None else (one.sweeps, one.phantom)
+        name = f"{one.model} {depth} {one.batch}x{one.length}"
+        found[name] = {r.name.rpartition("_")[2]: r for r in records}
+    return found
 
 
 @pytest.mark.usefixtures("tiny")
@@ -45,22 +69,23 @@ def test_training_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     # Every look at the clock is a millisecond after the last.
     clock = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) / 1000)
-    table, records = bench("train")
-    assert [row[0] for row in table.rows] == ["tiny 3+2 2x5", "explicit-tiny 2x5"]
-    assert table.header == ("", "ms", "tokens/s", "TFLOP/s")
-    told = {(r.model, r.name): r.value for r in records}
-    assert told["tiny 3+2 2x5", "bench_train_time"] == pytest.approx(1)
-    assert told["tiny 3+2 2x5", "bench_train_speed"] == pytest.approx(10_000)
+    found = by_row("train")
+    assert list(found) == ["tiny (3, 2) 2x5", "explicit-tiny None 2x5"]
+    told = found["explicit-tiny None 2x5"]
+    assert told["time"].value == pytest.approx(1)
+    assert told["speed"].value == pytest.approx(10_000)
     model = small(implicit=False)
     flops = 10 * (3 * model.core.flops_per_token(5) + 6 * model.embedding.numel())
-    assert told["explicit-tiny 2x5", "bench_train_rate"] == pytest.approx(flops * 1e3 / 1e12)
-    assert {(r.unit, r.device) for r in records if r.name.endswith("_time")} == {("ms", "cpu")}
+    assert told["rate"].value == pytest.approx(flops * 1e3 / 1e12)
+    assert {r.unit for r in (told["time"], told["memory"])} == {"ms", "GiB"}
+    about = told["time"]
+    assert (about.name, about.device, about.precision) == ("bench_train_time", "cpu", "float32")
+    assert about.commit and "torch " in about.software
+    assert "reference" not in told and "compute" not in told
 
 
 @pytest.mark.usefixtures("tiny")
 def test_all_sweeps_of_a_training_step_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    from equilm.nn.block import Stack
-
     forward, calls = Stack.forward, 0
 
     def counted(self: Stack, *arguments: Any) -> Any:
@@ -68,23 +93,67 @@ def test_all_sweeps_of_a_training_step_are_run(monkeypatch: pytest.MonkeyPatch) 
         calls += 1
         return forward(self, *arguments)
 
+    monkeypatch.setattr(train_rows, "check_step", lambda row, place: None)
     monkeypatch.setattr(Stack, "forward", counted)
-    bench("train", only="tiny")
-    assert calls == (3 + 2) * (module.REPEATS + 2)
+    by_row("train", only="tiny 3+2")
+    # Two runs to warm up, three that are timed, one whose memory is measured.
+    assert calls == (3 + 2) * (2 + 3 + 1)
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize(("what", "parts"), [("ops", 4), ("decode", 2)])
-def test_operations_and_sweeps_are_timed(what: str, parts: int) -> None:
-    table, records = bench(what, only="tiny")
-    assert len(table.rows) == parts and len(records) == 2 * parts
-    assert all(isinstance(r.value, float) and r.value > 0 for r in records)
-    explicit, _ = bench(what, only="explicit-tiny")
-    assert len(explicit.rows) == (3 if what == "ops" else 2)
+def test_operations_are_timed_forward_and_back() -> None:
+    found = by_row("ops")
+    names = [name.removesuffix(" None 2x5") for name in found if name.startswith("tiny ")]
+    assert len(names) == 16 and names[:2] == [
+        "tiny input projection forward",
+        "tiny input projection forward+backward",
+    ]
+    assert [name for name in found if name.startswith("tiny-llama attention")] == [
+        "tiny-llama attention forward None 3x4",
+        "tiny-llama attention forward+backward None 3x4",
+    ]
+    numbers = [r.value for told in found.values() for key, r in told.items() if key != "rate"]
+    assert all(isinstance(number, float) and number > 0 for number in numbers)
 
 
-def test_the_scan_of_today_is_right() -> None:
-    check_scan(CPU)
+@pytest.mark.usefixtures("tiny")
+def test_sweeps_are_timed() -> None:
+    found = by_row("decode")
+    assert list(found) == ["tiny one sweep None 1x1", "tiny-llama one sweep None 3x1"]
+    told = found["tiny one sweep None 1x1"]
+    assert told["speed"].value == pytest.approx(1e3 / float(str(told["time"].value)))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_memory_grows_with_phantom_steps_and_not_with_sweeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train_rows, "REPEATS", 1)
+    monkeypatch.setattr(clock, "WARM_UP", 0)
+    monkeypatch.setattr(train_rows, "check_step", lambda row, place: None)
+    depths = [(0, 1), (1, 1), (9, 1), (1, 2), (1, 3), (1, 4)]
+    steps = [Row(model="tiny", batch=2, length=8, depth=depth) for depth in depths]
+    memory = [
+        float(str(r.value))
+        for records in train_rows.train_records(steps, CPU, "by_sweeps")
+        for r in records
+        if r.name == "bench_by_sweeps_memory"
+    ]
+    assert len(set(memory[:3])) == 1
+    second, third, fourth = (after - before for before, after in itertools.pairwise(memory[2:]))
+    assert second > 0 and third > 0
+    assert third == pytest.approx(fourth, rel=0.02)
+
+
+def test_curves_change_one_quantity_at_a_time() -> None:
+    curves: dict[str, list[Row]] = {}
+    for one in plan("scaling", on_gpu=True):
+        curves.setdefault(one.name, []).append(one.row)
+    assert [row.batch for row in curves["by_batch"]] == [1, 2, 4, 8, 16, 32]
+    assert [row.length for row in curves["by_length"]] == [2**n for n in range(8, 16)]
+    assert {row.batch * row.length for row in curves["by_length"]} == {16 * 2048}
+    assert {row.depth[1] for row in curves["by_sweeps"] if row.depth} == {1}
+    assert [row.depth for row in curves["by_phantom"]] == [(4, 1), (4, 2), (4, 3), (4, 4)]
 
 
 def wrong_output(*inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,41 +171,106 @@ def wrong_gradient(x: Tensor, dt: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor
     return ssd_chunked(x, dt, *rest)
 
 
+def wrong_in_the_last_row(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    right, last = ssd_chunked(x, *rest)
+    return torch.cat([right[:-1], right[-1:] * 1.001]), last
+
+
 def not_finite(*inputs: Tensor) -> tuple[Tensor, Tensor]:
     y, last = ssd_chunked(*inputs)
     return y * torch.nan, last
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("scan", [wrong_output, wrong_state, wrong_gradient, not_finite])
-def test_a_wrong_scan_is_not_timed(scan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ssd_chunked", scan)
-    with pytest.raises(RuntimeError, match=r"^scan: the chunked form differs .* nothing was timed"):
-        bench("train")
+@pytest.mark.parametrize(
+    ("scan", "part"),
+    [
+        (wrong_output, "output 0"),
+        (wrong_state, "output 1"),
+        (wrong_gradient, "the gradient of row input 1"),
+        (wrong_in_the_last_row, "output 0"),
+        (not_finite, "output 0"),
+    ],
+)
+def test_a_wrong_scan_is_not_timed(
+    scan: Callable[..., Any], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "ssd", scan)
+    with pytest.raises(Wrong, match=f"^scan of tiny: {part} differs by .* so nothing was timed"):
+        by_row("ops", only="tiny scan")
 
 
-def test_one_model_is_timed_as_it_is_listed_or_shortly() -> None:
-    assert module._chosen(CPU_ROWS, "") == CPU_ROWS
-    assert module._chosen(GPU_ROWS, "mamba2-1.3b") == GPU_ROWS[-2:]
-    (implicit,) = module._chosen(CPU_ROWS, "llama-130m")
-    (explicit,) = module._chosen(CPU_ROWS, "explicit-llama-130m")
-    assert (implicit.name, explicit.name) == ("llama-130m 4+1", "explicit-llama-130m")
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("what", ["train", "decode"])
+def test_wrong_layers_are_not_timed(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Block.forward
+
+    def wrong(self: Block, *arguments: Any) -> Any:
+        r, y, state = forward(self, *arguments)
+        return r, y if y.dtype == torch.float64 else y + 0.1, state
+
+    monkeypatch.setattr(Block, "forward", wrong)
+    with pytest.raises(Wrong, match=r"of tiny: the (loss|output) differs"):
+        by_row(what)
+
+
+@pytest.mark.parametrize("row", rows.TRAIN_CPU, ids=lambda row: row.label)
+def test_half_precision_passes_its_test(row: Row) -> None:
+    train_rows.check_step(replace(row, length=33), replace(CPU, dtype=torch.bfloat16))
+
+
+def test_every_row_can_be_asked_for_alone() -> None:
+    for what, count in (("train", 16), ("ops", 48), ("decode", 4)):
+        planned = plan(what, on_gpu=True)
+        assert len(planned) == count
+        for one in planned:
+            same = plan(what, only=one.label.replace("×", "x"), on_gpu=True)
+            assert one in same and len(same) <= 2
+    curves = plan("scaling", only="sweeps", on_gpu=True)
+    assert {one.name for one in curves} == {"by_sweeps"} and len(curves) == 7
+
+
+def test_a_model_is_timed_as_it_is_listed_or_shortly() -> None:
+    listed = plan("train", preset="mamba2-1.3b", on_gpu=True)
+    assert [one.row.depth for one in listed] == [(4, 1), (4, 1), (24, 4), (24, 4)]
+    [implicit] = plan("train", preset="llama-370m", on_gpu=True)
+    [explicit] = plan("train", preset="explicit-llama-370m", on_gpu=True)
+    assert (implicit.label, explicit.label) == (
+        "llama-370m 4+1 1×64",
+        "explicit-llama-370m 1×64",
+    )
+    assert len(plan("decode", preset="llama-130m", on_gpu=False)) == 2
+    assert {one.row.batch for one in plan("ops", preset="llama-130m", on_gpu=True)} == {4}
+    assert {one.name for one in plan("scaling", preset="explicit-mamba2-130m", on_gpu=True)} == {
+        "by_batch",
+        "by_length",
+    }
+
+
+def test_a_row_or_a_model_that_is_not_there_is_told() -> None:
     with pytest.raises(ValueError, match="did you mean 'llama-130m'"):
-        bench("train", only="lama-130m")
+        next(bench("train", preset="lama-130m"))
+    with pytest.raises(
+        ValueError, match=r"only: expected part of .*; rows: .*mamba2-130m 24\+4 16"
+    ):
+        plan("train", only="130n", on_gpu=True)
 
 
-def test_the_tables_fit_a_terminal_with_names_on_one_line() -> None:
-    values = dict.fromkeys(module.UNITS, 123_456.0) | {"rate": 512.34, "ratio": 12.34}
-    rows = [Row(f"{row.name} {row.batch}x{row.length}", values) for row in GPU_ROWS]
-    table = module._as_table("train on NVIDIA H200, median of 5", rows)
-    lines = shown(replace(table, title=""))
-    for row in rows:
-        assert any(line.strip().startswith(f"{row.name} ") and "12.34" in line for line in lines)
-    assert table.rows[0][1:] == ("123,456", "123,456", "512.3", "123,456", "12.34")
-    assert not any("…" in line for line in lines)
+def test_small_models_stand_in_for_the_published_ones() -> None:
+    assert config_of("small-mamba2").equilibrium == config_of("mamba2-130m").equilibrium
+    assert config_of("explicit-small-llama").equilibrium is None
+    assert not config_of("explicit-small-llama").weight_norm
 
 
-def test_a_column_nobody_measured_is_left_out() -> None:
-    table = module._as_table("", [Row("a", {"time": 1.0}), Row("b", {"speed": 2.0})])
-    assert table.header == ("", "ms", "tokens/s")
-    assert table.rows == (("a", "1", "—"), ("b", "—", "2"))
+@pytest.mark.usefixtures("tiny")
+def test_the_reference_is_told_on_its_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known(reference_ms=2.0, goal_ms=1.0, goal_gib=3.0)
+    monkeypatch.setattr(
+        rows, "TRAIN_CPU", (Row(model="explicit-tiny", batch=1, length=3, known=known),)
+    )
+    monkeypatch.setattr(package, "here", lambda: replace(here(), name=rows.REFERENCE_DEVICE))
+    [records] = bench("train")
+    told = {r.name.removeprefix("bench_train_"): r.value for r in records}
+    assert (told["reference"], told["goal"], told["goal_memory"]) == (2.0, 1.0, 3.0)
+    assert "reference_memory" not in told
+    assert float(str(told["floor_compute"])) > 0 and float(str(told["floor_memory"])) > 0

@@ -13,18 +13,15 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from equilm.decode.evaluation import Evaluation
-from equilm.decode.job import Job
+from equilm.decode.job import Job, choose, tell
 from equilm.decode.prompts import Prompts
 from equilm.decode.request import STATUS, Event, Request, Token
-from equilm.decode.sampling import Odds, logprobs, sample
 from equilm.decode.scheduler import Policy, Scheduler
 from equilm.decode.slots import Reading, Slots
-from equilm.nn.attention import AttentionState
+from equilm.decode.snapshots import Snapshot, frozen, grows
 from equilm.nn.linear import prepared
-from equilm.nn.mixer import State
 from equilm.nn.model import LanguageModel
 
 
@@ -92,7 +89,7 @@ class Engine:
         self.prompts = Prompts(
             evaluation, capacity=capacity, window=window, chunk=chunk, cache=prefix_cache
         )
-        self.capacity = capacity if _grows(self.slots.state) else None
+        self.capacity = capacity if grows(self.slots.state) else None
         self._jobs: dict[int, Job] = {}
         self._next_id = 0
         self._held: list[ExitStack] = []
@@ -119,28 +116,39 @@ class Engine:
             evaluations=self._evaluations,
         )
 
-    def submit(self, request: Request) -> int:
+    def submit(self, request: Request, *, start: Snapshot | None = None) -> int:
         """Let a request wait for a slot.
+
+        Args:
+            request: What to answer.
+            start: Goes on from there; its tokens must be the first of the prompt, and not all. How
+                tightly they were solved is the caller's to know.
 
         Returns:
             The id that its events carry.
 
         Raises:
-            ValueError: For a token that the model does not know, or too many of them.
+            ValueError: For a token that the model does not know, or too many of them; for a start
+                that does not fit.
         """
-        known = self.model.vocab_size
+        vocab = self.model.vocab_size
         for name, tokens in (("prompt", request.prompt), ("stop_tokens", request.stop_tokens)):
             for token in tokens:
-                if not 0 <= token < known:
-                    raise ValueError(f"{name}: expected ids in [0, {known}), got {token}")
+                if not 0 <= token < vocab:
+                    raise ValueError(f"{name}: expected ids in [0, {vocab}), got {token}")
         length = len(request.prompt) + request.max_tokens
         if self.capacity is not None and length > self.capacity:
             raise ValueError(
                 f"prompt and max_tokens: expected at most {self.capacity} tokens together, "
                 f"got {len(request.prompt)} + {request.max_tokens}"
             )
+        known = () if start is None else start.tokens
+        if known != request.prompt[: len(known)] or len(known) == len(request.prompt):
+            raise ValueError("start: expected the first tokens of the prompt, and not all of them")
+        if start is not None and request.echo:
+            raise ValueError("echo: expected none with a start, whose tokens are not looked at")
         number, self._next_id = self._next_id, self._next_id + 1
-        self._jobs[number] = Job(number, request)
+        self._jobs[number] = Job(number, request, start=start)
         self.scheduler.add(number)
         return number
 
@@ -149,6 +157,18 @@ class Engine:
         if request_id in self._jobs:
             self._remove(self._jobs[request_id])
             self._release()
+
+    def snapshot(self, request_id: int) -> Snapshot:
+        """Return where a running request stands: its tokens but the last, and the state after them.
+
+        Raises:
+            ValueError: If it does not run.
+        """
+        if request_id not in self.scheduler.running:
+            raise ValueError(f"request_id: expected one that runs, got {request_id}")
+        tokens = self._jobs[request_id].before
+        state = self.slots.state_of(self.scheduler.running.index(request_id))
+        return Snapshot(tokens, frozen(state, len(tokens)))
 
     @torch.no_grad()
     def step(self) -> list[Event]:
@@ -218,8 +238,8 @@ class Engine:
     def _move_on(self, jobs: dict[int, Job], reading: Reading) -> list[Event]:
         """Choose the next token in each of these slots; feed it, or end the request."""
         logits_NV = self.model.logits(self.slots.commit(list(jobs)))
-        ids = self._choose(logits_NV, list(jobs.values()))
-        told = self._tell(logits_NV, ids, list(jobs.values()))
+        ids = choose(logits_NV, list(jobs.values()))
+        told = tell(logits_NV, ids, list(jobs.values()))
         events, going, ended = [], {}, []
         for (slot, job), number, odds in zip(jobs.items(), ids, told, strict=True):
             steps, status = reading.steps[slot], STATUS[reading.status[slot]]
@@ -235,26 +255,9 @@ class Engine:
         if going:
             self.slots.feed(list(going), list(going.values()))
         for job in ended:
+            self.prompts.keep(job, self.slots.state_of(self.scheduler.running.index(job.id)))
             self._remove(job)
         return events
-
-    def _choose(self, logits_NV: Tensor, jobs: list[Job]) -> list[int]:
-        seen_NV = None
-        if any(job.request.sampling.repetition_penalty != 1 for job in jobs):
-            vocab, device = logits_NV.shape[1], logits_NV.device
-            seen_NV = torch.stack([job.see(vocab, device) for job in jobs])
-        return sample(logits_NV, [job.choice for job in jobs], seen_NV).tolist()
-
-    def _tell(self, logits_NV: Tensor, ids: list[int], jobs: list[Job]) -> list[Odds]:
-        wanted = [job.request.logprobs for job in jobs]
-        counts = [count for count in wanted if count is not None]
-        if not counts:
-            return [(None, ())] * len(jobs)
-        found = logprobs(logits_NV, ids, max(counts))
-        return [
-            (None, ()) if count is None else (own, tops[:count])
-            for count, (own, tops) in zip(wanted, found, strict=True)
-        ]
 
     def _remove(self, job: Job) -> None:
         del self._jobs[job.id]
@@ -265,10 +268,3 @@ class Engine:
     def _release(self) -> None:
         if not self.busy and self._held:
             self._held.pop().close()
-
-
-def _grows(state: State) -> bool:
-    """Whether a state has room for a limited number of tokens."""
-    if isinstance(state, AttentionState):
-        return True
-    return not isinstance(state, Tensor) and any(_grows(part) for part in state or ())

@@ -1,12 +1,14 @@
 """A request in the engine's hands: how far its prompt is taken in, and what it has answered."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from equilm.decode.request import Event, Request, Token
-from equilm.decode.sampling import Choice
+from equilm.decode.sampling import Choice, Odds, logprobs, sample
+from equilm.decode.snapshots import Snapshot
 from equilm.nn.mixer import State
 
 
@@ -16,9 +18,10 @@ class Job:
 
     id: int
     request: Request
+    start: Snapshot | None = None
     state: State = None  # after `taken` tokens of the prompt; given away when it starts to run
     taken: int = 0
-    answer: list[int] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)  # with the token that stopped it
     residuals: list[float] = field(default_factory=list)  # of the token being solved
     seen_V: Tensor | None = None  # tokens so far, where they are penalised
 
@@ -26,6 +29,13 @@ class Job:
     def left(self) -> int:
         """Tokens to be taken in before the last of the prompt, which is the first to be solved."""
         return len(self.request.prompt) - 1 - self.taken
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Tokens before the one that is being solved, or taken in next."""
+        if self.left:
+            return self.request.prompt[: self.taken]
+        return (*self.request.prompt, *self.answer)[:-1]
 
     @property
     def choice(self) -> Choice:
@@ -36,9 +46,9 @@ class Job:
     def answered(self, token: Token) -> Event:
         """Note the next token of the answer; return what is to be told of it."""
         self.residuals = []
+        self.answer.append(token.id)
         if token.id in self.request.stop_tokens:
             return Event(self.id, None, "stop")
-        self.answer.append(token.id)
         ends = len(self.answer) == self.request.max_tokens
         return Event(self.id, token, "length" if ends else None)
 
@@ -50,3 +60,25 @@ class Job:
         if self.answer:
             self.seen_V[self.answer[-1]] = True
         return self.seen_V
+
+
+def choose(logits_NV: Tensor, jobs: Sequence[Job]) -> list[int]:
+    """Return the next token of each."""
+    seen_NV = None
+    if any(job.request.sampling.repetition_penalty != 1 for job in jobs):
+        vocab, device = logits_NV.shape[1], logits_NV.device
+        seen_NV = torch.stack([job.see(vocab, device) for job in jobs])
+    return sample(logits_NV, [job.choice for job in jobs], seen_NV).tolist()
+
+
+def tell(logits_NV: Tensor, ids: Sequence[int], jobs: Sequence[Job]) -> list[Odds]:
+    """Return what each wants to know of the chances of its next token."""
+    wanted = [job.request.logprobs for job in jobs]
+    counts = [count for count in wanted if count is not None]
+    if not counts:
+        return [(None, ())] * len(jobs)
+    found = logprobs(logits_NV, ids, max(counts))
+    return [
+        (None, ()) if count is None else (own, tops[:count])
+        for count, (own, tops) in zip(wanted, found, strict=True)
+    ]

@@ -15,6 +15,7 @@ from equilm.decode.job import Job
 from equilm.decode.request import STATUS, Event, Token
 from equilm.decode.sampling import Odds, logprobs
 from equilm.decode.snapshots import PrefixCache, thawed
+from equilm.nn.mixer import State
 
 
 class Prompts:
@@ -40,15 +41,19 @@ class Prompts:
     def begin(self, job: Job) -> list[Event]:
         """Give a request the state of the longest prefix known; return the first of its echo."""
         job.state = self.evaluation.model.init_state(1, self.capacity)
-        prompt = job.request.prompt
-        if job.request.echo:
-            # Tokens that are not taken in have no probability to tell.
-            return [Event(job.id, prompt=(Token(prompt[0], 0, "converged"),))]
-        known = self.cache.longest(self.kind(job), prompt[:-1])
+        prompt, known = job.request.prompt, job.start
+        if known is None and not job.request.echo:
+            # Tokens that are not taken in would have no probability to tell.
+            known = self.cache.longest(self.kind(job), prompt[:-1])
         if known is not None:
             job.state, job.taken = thawed(known.state, job.state), len(known.tokens)
             self.cached += job.taken
-        return []
+        first = Token(prompt[0], 0, "converged")
+        return [Event(job.id, prompt=(first,))] if job.request.echo else []
+
+    def keep(self, job: Job, state: State) -> None:
+        """Remember the state that a request ends with: another may go on from its answer."""
+        self.cache.put(self.kind(job), job.before, state)
 
     def size(self, job: Job) -> int:
         """Tokens of a request's next chunk; chunks end at multiples of `chunk`."""

@@ -70,6 +70,10 @@ class Slots:
         self.limits.tolerance[row] = torch.inf if explicit else tolerance
         self.limits.max_steps[row] = max_steps
 
+    def state_of(self, row: int) -> State:
+        """Return a view of the state of one row."""
+        return tree.map_(lambda leaf: leaf[row : row + 1], self.state)
+
     def move(self, source: int, target: int) -> None:
         """Copy everything of one row into another; both are below `width`."""
         for buffers in (self.state, self.inject_R1E, self.limits):

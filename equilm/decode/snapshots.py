@@ -83,3 +83,10 @@ def thawed(state: State, empty: State) -> State:
         return into
 
     return tree.map_(fill, empty, state)
+
+
+def grows(state: State) -> bool:
+    """Whether a state has room for a limited number of tokens."""
+    if isinstance(state, AttentionState):
+        return True
+    return not isinstance(state, Tensor) and any(grows(part) for part in state or ())

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from equilm.measure import bench as package
-from equilm.measure.bench import bench, clock, decode_rows, operation, operations, rows, train_rows
+from equilm.measure.bench import (
+    bench,
+    clock,
+    decode_rows,
+    inputs,
+    mamba2_operations,
+    operation,
+    rows,
+    train_rows,
+)
+from equilm.measure.bench.operations import operations_of
 from equilm.measure.bench.place import Place, here
 from equilm.measure.bench.planning import plan
 from equilm.measure.bench.rows import Known, Row, config_of, sweep_row
@@ -43,7 +53,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         Row(model="tiny", batch=2, length=5, depth=(3, 2)),
         Row(model="explicit-tiny", batch=2, length=5),
     )
-    for name in ("decode_rows", "op_rows", "operations", "planning", "train_rows"):
+    for name in ("decode_rows", "inputs", "op_rows", "planning", "train_rows"):
         monkeypatch.setattr(f"equilm.measure.bench.{name}.config_of", tiny_config)
     for module in (train_rows, decode_rows, operation):
         monkeypatch.setattr(module, "REPEATS", 3)
@@ -104,7 +114,7 @@ def test_all_sweeps_of_a_training_step_are_run(monkeypatch: pytest.MonkeyPatch) 
 def test_operations_are_timed_forward_and_back() -> None:
     found = by_row("ops")
     names = [name.removesuffix(" None 2x5") for name in found if name.startswith("tiny ")]
-    assert len(names) == 16 and names[:2] == [
+    assert len(names) == 18 and names[:2] == [
         "tiny input projection forward",
         "tiny input projection forward+backward",
     ]
@@ -195,7 +205,7 @@ def not_finite(*inputs: Tensor) -> tuple[Tensor, Tensor]:
 def test_a_wrong_scan_is_not_timed(
     scan: Callable[..., Any], part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "ssd", scan)
+    monkeypatch.setattr(mamba2_operations, "ssd", scan)
     with pytest.raises(Wrong, match=f"^scan of tiny: {part} differs by .* so nothing was timed"):
         by_row("ops", only="tiny scan")
 
@@ -219,8 +229,16 @@ def test_half_precision_passes_its_test(row: Row) -> None:
     train_rows.check_step(replace(row, length=33), replace(CPU, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("name", ["small-mamba2", "small-llama"])
+def test_operations_in_half_precision_pass_their_test(name: str) -> None:
+    place = replace(CPU, dtype=torch.bfloat16)
+    drawn = inputs.draw(Row(model=name, batch=2, length=33), place)
+    for part, make in operations_of(config_of(name)).items():
+        operation.check(part, make(drawn), place)
+
+
 def test_every_row_can_be_asked_for_alone() -> None:
-    for what, count in (("train", 16), ("ops", 48), ("decode", 4)):
+    for what, count in (("train", 16), ("ops", 54), ("decode", 4)):
         planned = plan(what, on_gpu=True)
         assert len(planned) == count
         for one in planned:

@@ -100,12 +100,13 @@ def step_work(model: LanguageModel, row: Row, itemsize: int) -> Work:
 
 def stack_work(stack: Stack, batch: int, length: int, itemsize: int) -> Work:
     """The work of one evaluation of a stack, without the norm at its end."""
-    tokens = batch * length
+    tokens, width = batch * length, len(stack.norm_f.weight)
+    stream = 2.0 * torch.float32.itemsize * width
     moved = 0.0
     for block in stack.blocks:
         moved += tokens * itemsize * block.mixer.inject_width
         for part in filter(None, (block.mixer, block.mlp)):
-            moved += tokens * _part_bytes(part, len(block.norm.weight), itemsize)
+            moved += tokens * (part_bytes(part, width, itemsize) + stream)
     moved += itemsize * sum(m.inputs * m.outputs for m in _linears(stack))
     return Work(tokens * stack.flops_per_token(length), moved)
 
@@ -121,13 +122,18 @@ def tensor_bytes(tree: Tree) -> float:
     return float(sum(part.numel() * part.itemsize for part in leaves(tree)))
 
 
-def _part_bytes(part: nn.Module, width: int, itemsize: int) -> float:
-    """Bytes a token of a mixer or an MLP with the norm before it."""
+def part_bytes(part: nn.Module, width: int, itemsize: int) -> float:
+    """What lies between the projections of a mixer or an MLP, in bytes a token, moved twice.
+
+    Args:
+        part: Has projections of inputs of that width.
+        width: D.
+        itemsize: Bytes of a number.
+    """
     linears = list(_linears(part))
-    # Behind the norm: what it writes, what projections write, and what the last of them reads.
+    # What comes in, what projections write, and what the last of them reads.
     between = width + sum(m.outputs for m in linears) + max(m.inputs for m in linears)
-    stream = 2 * torch.float32.itemsize * width
-    return 2 * itemsize * between + stream
+    return 2.0 * itemsize * between
 
 
 def _in_fp8(work: Work, stack: Stack, tokens: int) -> Work:

@@ -5,8 +5,9 @@ Read `decode_rows.py` next.
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from equilm.measure.bench.inputs import draw
 from equilm.measure.bench.operation import both_ms, check, forward_ms, works
-from equilm.measure.bench.operations import draw, operations_of
+from equilm.measure.bench.operations import operations_of
 from equilm.measure.bench.place import Place, records_of
 from equilm.measure.bench.rows import Row, config_of
 from equilm.record import Record

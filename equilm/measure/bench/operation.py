@@ -5,14 +5,17 @@ Read `operations.py` for the list of them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from equilm.measure.bench.clock import Run, cache_bytes, head_start, median_ms
 from equilm.measure.bench.floors import Work, tensor_bytes
 from equilm.measure.bench.place import Place
 from equilm.measure.bench.tested import compare
+from equilm.nn.linear import prepared
 from equilm.tasks import IGNORE
 
 REPEATS = 20
@@ -29,7 +32,9 @@ class Operation:
         weights: What all rows share.
         twin: The plain form, given float64; `None` means `run`, which uses no kernel then.
         flops: Of the forward pass; the backward pass has twice as many.
-        bytes: To move in the forward pass; `None` means every input and output once.
+        bytes: To move in the forward pass, and in the backward pass. `None` means every input and
+            output once, and then every input, cotangent and gradient once.
+        module: Whose constants are made once a forward, so before a forward pass alone is timed.
     """
 
     run: Callable[..., Outputs]
@@ -37,7 +42,8 @@ class Operation:
     weights: tuple[Tensor, ...] = ()
     twin: Callable[..., Outputs] | None = None
     flops: float = 0.0
-    bytes: float | None = None
+    bytes: tuple[float, float] | None = None
+    module: nn.Module | None = None
 
 
 def check(name: str, operation: Operation, place: Place) -> None:
@@ -60,10 +66,54 @@ def check(name: str, operation: Operation, place: Place) -> None:
     compare(name, got, expected, place.dtype)
 
 
+def of_module(
+    module: nn.Module,
+    call: Callable[..., Outputs],
+    rows: tuple[Tensor, ...],
+    place: Place,
+    *,
+    flops: float,
+    bytes: float,
+) -> Operation:
+    """A module as a function of its inputs and its parameters.
+
+    Args:
+        module: Its matrices are taken in the type of products, its vectors as they are.
+        call: Takes what calls the module, then `rows`.
+        rows: As in `Operation`.
+        place: Gives the type of products.
+        flops: Of the forward pass.
+        bytes: To move in the forward pass; the backward pass moves twice as many.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    weights = tuple(p.to(place.dtype) if p.ndim > 1 else p for p in module.parameters())
+
+    def run(*tensors: Tensor) -> Outputs:
+        parameters = dict(zip(names, tensors[len(rows) :], strict=True))
+
+        def forward(*arguments: object) -> Any:
+            return torch.func.functional_call(module, parameters, arguments)
+
+        return call(forward, *tensors[: len(rows)])
+
+    moved = (bytes, 2 * bytes)
+    return Operation(run=run, rows=rows, weights=weights, flops=flops, bytes=moved, module=module)
+
+
+def product(x_BTD: Tensor, weight_ED: Tensor) -> Operation:
+    """The product of tokens with a weight."""
+
+    def run(x_BTD: Tensor, weight_ED: Tensor) -> Outputs:
+        return (F.linear(x_BTD, weight_ED),)
+
+    flops = 2.0 * x_BTD.shape[:2].numel() * weight_ED.numel()
+    return Operation(run=run, rows=(x_BTD,), weights=(weight_ED,), flops=flops)
+
+
 def forward_ms(operation: Operation, place: Place) -> float:
     """Return the median time of a forward pass without gradient, launching not included."""
     runs = [_forward(operation, rows) for rows in _copies(operation, place)]
-    with torch.no_grad(), place.computing():
+    with torch.no_grad(), place.computing(), prepared(operation.module or nn.Identity()):
         return median_ms(runs, place.device, repeats=REPEATS, before=head_start(place.device))
 
 
@@ -75,19 +125,14 @@ def both_ms(operation: Operation, place: Place) -> float:
 
 
 def works(operation: Operation, place: Place) -> tuple[Work, Work]:
-    """Return the work of a forward pass, and of both.
-
-    A backward pass reads inputs and cotangents and writes gradients, as large as the inputs.
-    """
+    """Return the work of a forward pass, and of both."""
     with torch.no_grad(), place.computing():
         outputs = operation.run(*operation.rows, *operation.weights)
     inputs = tensor_bytes(operation.rows) + tensor_bytes(operation.weights)
-    forward = Work(operation.flops, inputs + tensor_bytes(outputs))
-    backward = Work(2 * operation.flops, 2 * inputs + tensor_bytes(outputs))
-    if operation.bytes is not None:
-        forward = Work(operation.flops, operation.bytes)
-        backward = forward * 2
-    return forward, forward + backward
+    written = tensor_bytes(outputs)
+    there, back = operation.bytes or (inputs + written, 2 * inputs + written)
+    forward = Work(operation.flops, there)
+    return forward, forward + Work(2 * operation.flops, back)
 
 
 def _forward(operation: Operation, rows: Sequence[Tensor]) -> Run:

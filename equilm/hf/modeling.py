@@ -5,13 +5,11 @@
     model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), max_new_tokens=32)
 
 The mathematics is in `equilm/nn`; this is embedding and head around the same core, and who calls
-it how. Nothing else in the package imports `transformers`. Read `configuration.py`, `cache.py` and
-`padding.py` next.
+it how. Only this and `configuration.py`, `cache.py` import `transformers`; read these two next.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -24,17 +22,22 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from equilm.hf.cache import EquilmCache
 from equilm.hf.configuration import EquilmConfig
+from equilm.hf.dials import dialled
 from equilm.hf.face import source_name, to_keys
 from equilm.hf.padding import pack
-from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.init import INTO_STREAM, initialise_part, stream_scale
 from equilm.nn.model import LanguageModel, build_core
+from equilm.nn.recompute import recomputed
 
+# What stays in float32 where a model is loaded in half precision.
+WIDE = ("mixer.A_log", "mixer.dt_bias", "mixer.D")
+LOSS_OPTIONS = {"num_items_in_batch", "shift_labels"}
 LOADED = "_is_hf_initialized"  # set by the library on parameters that a folder had
 
 
@@ -46,7 +49,7 @@ class EquilmPreTrainedModel(PreTrainedModel):
     # An equilibrium is one function evaluated many times: it lives on one device.
     _no_split_modules = ("Equilibrium", "Stack")
     _skip_keys_device_placement = ("past_key_values",)
-    _keep_in_fp32_modules_strict = ("A_log", "dt_bias", r"mixer\.D$")
+    supports_gradient_checkpointing = True
     _is_stateful = True
     _supports_sdpa = True
 
@@ -85,6 +88,14 @@ class EquilmPreTrainedModel(PreTrainedModel):
         )
 
 
+class Recompute(GradientCheckpointingLayer):
+    """Where the library decides whether a block is computed again in the backward pass."""
+
+    def forward(self, block: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what the block returns."""
+        return block(*arguments)
+
+
 class EquilmModel(EquilmPreTrainedModel):
     """Embedding and core: tokens to the outputs before the head."""
 
@@ -92,6 +103,9 @@ class EquilmModel(EquilmPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.core = build_core(config.model_config())
+        self.recompute = Recompute()
+        names = {".".join(name.split(".")[-2:]) for name, _ in self.core.named_parameters()}
+        self._keep_in_fp32_modules_strict = {name for name in WIDE if name in names}
         self.post_init()
 
     @can_return_tuple
@@ -116,7 +130,10 @@ class EquilmModel(EquilmPreTrainedModel):
         rows, tokens = x_BTD.shape[:2]
         packing = pack(attention_mask, rows, tokens, seen)
         state = None if cache is None else cache.layer.before(tokens)
-        with dialled(self.core, tolerance=tolerance, max_steps=max_steps, window=window):
+        with (
+            dialled(self.core, tolerance=tolerance, max_steps=max_steps, window=window),
+            self._recomputed(),
+        ):
             y_BTD, state = self.core(packing.front(x_BTD), state, None, packing.valid_B)
         y_BTD = packing.back(y_BTD)
         if self._use_cache(use_cache) and cache is not None:
@@ -129,6 +146,10 @@ class EquilmModel(EquilmPreTrainedModel):
             hidden_states=(x_BTD, y_BTD) if output_hidden_states else None,
         )
 
+    def _recomputed(self) -> AbstractContextManager[None]:
+        asked = self.recompute.gradient_checkpointing and self.training
+        return recomputed(self.core, self.recompute) if asked else nullcontext()
+
     def _use_cache(self, asked: bool | None) -> bool:
         return asked if asked is not None else self.config.use_cache and not self.training
 
@@ -137,7 +158,6 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
     """Tokens to logits, loss and generated text."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
-    accepts_loss_kwargs = True  # Trainer passes `num_items_in_batch`
 
     def __init__(self, config: EquilmConfig) -> None:
         super().__init__(config)
@@ -160,11 +180,11 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
-        num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         tolerance: float | None = None,
         max_steps: int | None = None,
         window: int | None = None,
+        **loss_options: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits, and the loss where `labels` are given.
 
@@ -178,16 +198,21 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
             labels: (B, T) tokens, −100 where nothing is asked; the one of position t is asked of
                 the logits of position t − 1.
             logits_to_keep: How many of the last positions to return logits of, or which; 0 is all.
-            num_items_in_batch: What the summed loss is divided by, if not the labels asked.
             output_hidden_states: Whether to return the embedding and the output as a pair.
             tolerance: Of this call's solve; by default that of the configuration.
             max_steps: Evaluations a token may take.
             window: Tokens solved at once, 0 for all of them.
+            **loss_options: `num_items_in_batch`, what the summed loss is divided by, if not the
+                labels asked; `shift_labels`, labels already where they are asked. No parameters
+                of their own, for Trainer takes every one that is called label for required.
 
         Raises:
+            TypeError: For another option.
             ValueError: For tokens and embeddings, or neither; for a mask of another shape, another
                 kind of cache, a dial of a solve there is not.
         """
+        if unknown := loss_options.keys() - LOSS_OPTIONS:
+            raise TypeError(f"forward() got an unexpected keyword argument '{unknown.pop()}'")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -204,12 +229,12 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
         z_BTD = outputs.last_hidden_state[:, kept]
         logits_BTV = self.lm_head(z_BTD.to(self.lm_head.weight.dtype))
         loss = None
-        if labels is not None:
+        if labels is not None or loss_options.get("shift_labels") is not None:
             loss = self.loss_function(
                 logits=logits_BTV,
                 labels=labels,
                 vocab_size=self.config.vocab_size,
-                num_items_in_batch=num_items_in_batch,
+                **loss_options,
             )
         return CausalLMOutputWithPast(
             loss=loss,
@@ -234,32 +259,6 @@ def from_language_model(model: LanguageModel) -> EquilmForCausalLM:
     face.load_state_dict(weights, assign=True)
     face.tie_weights()
     return face.train(model.training)
-
-
-@contextmanager
-def dialled(
-    core: nn.Module, *, tolerance: float | None, max_steps: int | None, window: int | None
-) -> Iterator[None]:
-    """Solve with these dials inside the block; `None` leaves one as it is, a window of 0 is none.
-
-    Raises:
-        ValueError: For a dial of an explicit model, or out of range.
-    """
-    dials: dict[str, Any] = {"tolerance": tolerance, "max_steps": max_steps, "window": window}
-    dials = {name: value for name, value in dials.items() if value is not None}
-    if not dials:
-        yield
-        return
-    if not isinstance(core, Equilibrium):
-        raise ValueError(f"{next(iter(dials))}: expected none for an explicit model")
-    if "window" in dials:
-        dials["window"] = dials["window"] or None
-    before = core.solve
-    core.solve = replace(before, **dials)
-    try:
-        yield
-    finally:
-        core.solve = before
 
 
 def _cache(given: object, wanted: bool) -> EquilmCache | None:

@@ -3,7 +3,8 @@
 A stack is a mixer, and the F of an equilibrium. Read `equilibrium.py` next.
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -66,6 +67,8 @@ class Stack(Mixer):
         self.layers = nn.ModuleList(blocks)
         self.norm_f = RMSNorm(width, eps=norm_eps)
         self.inject_width = blocks[0].mixer.inject_width
+        # Assigned from outside, for one forward, by whoever wants blocks called another way.
+        self.call: Callable[..., tuple[Tensor, Tensor, State]] = _plainly
 
     @property
     def blocks(self) -> list[Block]:
@@ -88,7 +91,7 @@ class Stack(Mixer):
         states = state if state is not None else (None,) * len(self.layers)
         y_BTD, next_states = None, []
         for block, before in zip(self.blocks, states, strict=True):
-            r_BTD, y_BTD, after = block(r_BTD, y_BTD, before, inject_BTE, valid_B)
+            r_BTD, y_BTD, after = self.call(block, r_BTD, y_BTD, before, inject_BTE, valid_B)
             next_states.append(after)
         return self.norm_f(r_BTD, y_BTD), tuple(next_states)
 
@@ -99,3 +102,8 @@ class Stack(Mixer):
             total += block.mixer.flops_per_token(length)
             total += block.mlp.flops_per_token() if block.mlp is not None else 0.0
         return total
+
+
+def _plainly(block: Block, *arguments: Any) -> tuple[Tensor, Tensor, State]:
+    result: tuple[Tensor, Tensor, State] = block(*arguments)
+    return result

@@ -118,6 +118,15 @@ def test_the_loss_asks_each_position_for_the_next_token(kind: str) -> None:
     assert_close("elementwise", scaled, expected * int((asked_R != -100).sum()) / 7)
 
 
+def test_labels_may_be_moved_already(kind: str) -> None:
+    model, labels_BT = face(kind), tokens().roll(-1, dims=1)
+    labels_BT[:, -1] = -100
+    got = model(tokens(), labels=tokens(), shift_labels=labels_BT).loss
+    assert_close("elementwise", got, model(tokens(), labels=tokens()).loss)
+    with pytest.raises(TypeError, match="shift_lables"):
+        model(tokens(), shift_lables=labels_BT)
+
+
 def test_every_parameter_learns(kind: str) -> None:
     model = face(kind).train()
     out = model(tokens(), labels=tokens())

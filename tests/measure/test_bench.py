@@ -4,7 +4,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -235,6 +235,30 @@ def test_operations_in_half_precision_pass_their_test(name: str) -> None:
     drawn = inputs.draw(Row(model=name, batch=2, length=33), place)
     for part, make in operations_of(config_of(name)).items():
         operation.check(part, make(drawn), place)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["full", "fp8"])
+def test_recorded_steps_pass_their_test(precision: Literal["full", "fp8"]) -> None:
+    row = Row(model="state-tracking", batch=16, length=256, depth=(4, 1), precision=precision)
+    train_rows.check_step(row, here())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["state-tracking", "small-mamba2", "small-llama"])
+def test_operations_on_a_gpu_pass_their_test(name: str) -> None:
+    drawn = inputs.draw(Row(model=name, batch=16, length=256), here())
+    for part, make in operations_of(config_of(name)).items():
+        operation.check(part, make(drawn), here())
+
+
+@pytest.mark.gpu
+def test_a_row_on_a_gpu_has_its_memory() -> None:
+    [records] = train_rows.train_records(
+        [Row(model="small-mamba2", batch=16, length=256, depth=(4, 1))], here(), "train"
+    )
+    told = {r.name.removeprefix("bench_train_"): float(str(r.value)) for r in records}
+    assert told["time"] > 0 and told["memory"] > 0.01
 
 
 def test_every_row_can_be_asked_for_alone() -> None:

@@ -5,6 +5,7 @@ Read `operations.py` for the list of them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,9 +58,8 @@ def check(name: str, operation: Operation, place: Place) -> None:
     """
     op, last = operation, len(operation.rows[0]) - 1
     picked = torch.tensor(sorted({0, last}), device=place.device)
-    with place.computing():
-        asked = tuple(_ask(part, picked) for part in op.rows)
-        got = _answers(op.run, asked, op.weights, picked)
+    asked = tuple(_ask(part, picked) for part in op.rows)
+    got = _answers(_computed(op, place), asked, op.weights, picked)
     rows, weights = (tuple(map(_wide, parts)) for parts in (op.rows, op.weights))
     rows = tuple(part[picked] for part in rows)
     expected = _answers(op.twin or op.run, rows, weights, torch.arange(len(picked)))
@@ -112,16 +112,16 @@ def product(x_BTD: Tensor, weight_ED: Tensor) -> Operation:
 
 def forward_ms(operation: Operation, place: Place) -> float:
     """Return the median time of a forward pass without gradient, launching not included."""
-    runs = [_forward(operation, rows) for rows in _copies(operation, place)]
+    run = _computed(operation, place)
+    runs = [partial(run, *rows, *operation.weights) for rows in _copies(operation, place)]
     with torch.no_grad(), place.computing(), prepared(operation.module or nn.Identity()):
         return median_ms(runs, place.device, repeats=REPEATS, before=head_start(place.device))
 
 
 def both_ms(operation: Operation, place: Place) -> float:
     """Return the median time of a forward and a backward pass, launching not included."""
-    with place.computing():
-        runs = [_forward_backward(operation, rows) for rows in _copies(operation, place)]
-        return median_ms(runs, place.device, repeats=REPEATS, before=head_start(place.device))
+    runs = [_forward_backward(operation, place, rows) for rows in _copies(operation, place)]
+    return median_ms(runs, place.device, repeats=REPEATS, before=head_start(place.device))
 
 
 def works(operation: Operation, place: Place) -> tuple[Work, Work]:
@@ -135,20 +135,22 @@ def works(operation: Operation, place: Place) -> tuple[Work, Work]:
     return forward, forward + Work(2 * operation.flops, back)
 
 
-def _forward(operation: Operation, rows: Sequence[Tensor]) -> Run:
-    return lambda: operation.run(*rows, *operation.weights)
+def _computed(operation: Operation, place: Place) -> Callable[..., Outputs]:
+    """The forward pass under autocast, as in training, where the backward pass is not."""
 
-
-def _forward_backward(operation: Operation, rows: Sequence[Tensor]) -> Run:
-    rows, weights = _leaves(rows), _leaves(operation.weights)
-    wanted = [leaf for leaf in (*rows, *weights) if leaf.requires_grad]
-    outputs = operation.run(*rows, *weights)
-    cotangents = [torch.randn_like(output) for output in outputs]
-
-    def run() -> object:
-        return torch.autograd.grad(operation.run(*rows, *weights), wanted, cotangents)
+    def run(*tensors: Tensor) -> Outputs:
+        with place.computing():
+            return operation.run(*tensors)
 
     return run
+
+
+def _forward_backward(operation: Operation, place: Place, rows: Outputs) -> Run:
+    run = _computed(operation, place)
+    inputs = (*_leaves(rows), *_leaves(operation.weights))
+    wanted = [leaf for leaf in inputs if leaf.requires_grad]
+    cotangents = [torch.randn_like(output) for output in run(*inputs)]
+    return lambda: torch.autograd.grad(run(*inputs), wanted, cotangents)
 
 
 def _copies(operation: Operation, place: Place) -> list[tuple[Tensor, ...]]:

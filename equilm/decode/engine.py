@@ -19,7 +19,7 @@ from equilm.decode.job import Job, choose, tell
 from equilm.decode.prompts import Prompts
 from equilm.decode.request import STATUS, Event, Request, Token
 from equilm.decode.scheduler import Policy, Scheduler
-from equilm.decode.slots import Reading, Slots
+from equilm.decode.slots import Reading, Slots, Start
 from equilm.decode.snapshots import Snapshot, frozen, grows
 from equilm.nn.linear import prepared
 from equilm.nn.model import LanguageModel
@@ -52,6 +52,9 @@ class Engine:
         window: Tokens of a prompt that are solved at once, ≥ 1.
         chunk: Tokens of a prompt that are taken in between sweeps of the running, ≥ 1.
         prompt_pace: Tokens of prompts that are taken in for each sweep of the running, ≥ 1.
+        start: Where the solve of a token begins: at "zero", or at the answer to the "previous" one,
+            and at zero if one evaluation does not find that near. The answer is the same to the
+            tolerance; the evaluation counts.
         check_every: Sweeps between two looks at what has settled, ≥ 1.
         prefix_cache: States after prefixes of prompts kept for later ones, ≥ 0. Where one is used
             the answer is the same to the tolerance.
@@ -70,6 +73,7 @@ class Engine:
         window: int = 64,
         chunk: int = 256,
         prompt_pace: int = 16,
+        start: Start = "zero",
         check_every: int = 1,
         prefix_cache: int = 0,
     ) -> None:
@@ -81,11 +85,13 @@ class Engine:
         ):
             if value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+        if start not in ("zero", "previous"):
+            raise ValueError(f"start: expected 'zero' or 'previous', got {start!r}")
         self.model, self.check_every = model, check_every
         self.scheduler = Scheduler(slots=slots, policy=policy, prompt_pace=prompt_pace)
         evaluation = Evaluation(model)
         with torch.no_grad():
-            self.slots = Slots(evaluation, rows=slots, capacity=capacity)
+            self.slots = Slots(evaluation, rows=slots, capacity=capacity, start=start)
         self.prompts = Prompts(
             evaluation, capacity=capacity, window=window, chunk=chunk, cache=prefix_cache
         )

@@ -60,9 +60,7 @@ def sample(logits_BV: Tensor, choices: Sequence[Choice], seen_BV: Tensor | None 
     total_BV = kept_BV.softmax(-1).cumsum(-1)
     # The first token whose cumulative share exceeds the draw; one of no probability never does.
     drawn_B1 = torch.searchsorted(total_BV, columns.uniform * total_BV[:, -1:], right=True)
-    last_BV = torch.where(kept_BV > -torch.inf, torch.arange(kept_BV.shape[1]).to(kept_BV), -1)
-    drawn_B = drawn_B1[:, 0].minimum(last_BV.amax(-1).long())
-    return torch.where(cold_B1[:, 0], greedy_B, drawn_B)
+    return torch.where(cold_B1, greedy_B[:, None], drawn_B1)[:, 0]
 
 
 def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty_B1: Tensor) -> Tensor:
@@ -78,7 +76,8 @@ def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty_B1: Tensor) -> Tensor:
 def uniform(seed: int, position: int) -> float:
     """Return a number in [0, 1) that is a function of the seed and the position alone."""
     digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest) >> 11) / 2**53
+    # Few enough bits that its product with a total is less than the total.
+    return (int.from_bytes(digest) >> 24) / 2**40
 
 
 def _columns(choices: Sequence[Choice], device: torch.device) -> _Columns:

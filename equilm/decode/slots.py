@@ -5,7 +5,7 @@ views of buffers that never move. It knows no requests. Read `engine.py` next.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,12 @@ from equilm import tree
 from equilm.decode.evaluation import Evaluation
 from equilm.nn.mixer import State
 from equilm.solve.iterate import Limits, Progress, Status, begin, sweep
+
+Start = Literal["zero", "previous"]
+
+# The residual below which an answer is near. On an S3 tracker 0.3 and 0.5 did equally well, 0.1
+# missed answers that were near, and 1 took far ones (docs/decoding.md).
+NEAR = 0.5
 
 
 class Reading(NamedTuple):
@@ -32,10 +38,14 @@ class Slots:
         evaluation: F.
         rows: R.
         capacity: Tokens that a row's state has room for.
+        start: Where the solve of a token begins: at zero, or at the answer to the token before it
+            if one evaluation there finds it near.
     """
 
-    def __init__(self, evaluation: Evaluation, *, rows: int, capacity: int) -> None:
-        self.evaluation, self.rows = evaluation, rows
+    def __init__(
+        self, evaluation: Evaluation, *, rows: int, capacity: int, start: Start = "zero"
+    ) -> None:
+        self.evaluation, self.rows, self.start = evaluation, rows, start
         device = evaluation.model.embedding.device
         self.state = evaluation.model.init_state(rows, capacity)
         tokens_R1 = torch.zeros(rows, 1, dtype=torch.int64, device=device)
@@ -44,6 +54,7 @@ class Slots:
             torch.zeros(rows, 1, device=device),
             torch.ones(rows, 1, dtype=torch.int32, device=device),
         )
+        self._zero = begin(evaluation.zeros(rows), evaluation.solve)
         self.progress = self._blank(0)
         self._measured_W1D = self.progress.z
         self._image_W1D = self.progress.z
@@ -69,6 +80,10 @@ class Slots:
         explicit = self.evaluation.equilibrium is None
         self.limits.tolerance[row] = torch.inf if explicit else tolerance
         self.limits.max_steps[row] = max_steps
+        # Nothing was answered before the first token.
+        z_W1D = self.progress.z.clone()
+        z_W1D[row] = 0
+        self.progress = self.progress._replace(z=z_W1D)
 
     def state_of(self, row: int) -> State:
         """Return a view of the state of one row."""
@@ -90,8 +105,10 @@ class Slots:
         self.inject_R1E.index_copy_(0, at_N, self.evaluation.inject(tokens_N1))
         fresh_W = torch.zeros(self.width, dtype=torch.bool, device=device)
         fresh_W[at_N] = True
-        blank = begin(self.evaluation.zeros(self.width), self.evaluation.solve)
-        self.progress = tree.select(fresh_W, blank, self.progress)
+        fresh = self._at_zero()
+        if self.start == "previous":
+            fresh = begin(self.progress.z, self.evaluation.solve)
+        self.progress = tree.select(fresh_W, fresh, self.progress)
 
     def sweep(self, count: int, *, trace: bool) -> Reading:
         """Evaluate F `count` times for every row, then wait for the device and read."""
@@ -99,6 +116,8 @@ class Slots:
         for _ in range(count):
             self._measured_W1D = self.progress.z
             self.progress, self._image_W1D, self._after = self._sweep()
+            if self.start == "previous":
+                self.progress = self._back_to_zero(self.progress, self._measured_W1D)
             if trace:
                 traced.append(self.progress.residual[:, 0])
         p = self.progress
@@ -131,6 +150,16 @@ class Slots:
             chain=False,
             limits=limits,
         )
+
+    def _at_zero(self) -> Progress:
+        return tree.map_(lambda leaf: leaf[: self.width], self._zero)
+
+    def _back_to_zero(self, p: Progress, measured_W1D: Tensor) -> Progress:
+        """Let rows that began at an answer which is not near begin again, one evaluation later."""
+        first_W1 = (p.steps == 1) & (p.status == Status.OPEN)
+        far_W1 = first_W1 & (p.residual >= NEAR) & (measured_W1D != 0).any(-1)
+        fresh = self._at_zero()._replace(steps=p.steps, age=p.age, residual=p.residual)
+        return tree.select(far_W1[:, 0], fresh, p)
 
     def _blank(self, rows: int) -> Progress:
         """The progress of rows in which nothing is solved."""

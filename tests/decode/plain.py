@@ -45,6 +45,11 @@ def plain(model: LanguageModel, request: Request) -> Told:
     return Told(answer, "length", [])
 
 
+def ids(told: Told) -> list[int]:
+    """Return the ids of the answer."""
+    return [token.id for token in told.tokens]
+
+
 def run(engine: Engine, requests: list[Request]) -> list[Told]:
     """Answer requests with an engine; all are submitted at once."""
     return collect(engine, [engine.submit(request) for request in requests])

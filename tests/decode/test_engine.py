@@ -1,14 +1,18 @@
 """The engine gives every request what the plain loop gives it alone, whoever runs beside it."""
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
+import torch
 
 from equilm.decode.engine import Engine
 from equilm.decode.request import Request
+from equilm.decode.slots import NEAR
+from equilm.nn.linear import Weight
 from equilm.nn.model import MIXERS, LanguageModel
-from tests.decode.plain import Told, plain, ragged, run
+from tests.decode.plain import Told, ids, plain, ragged, run
 from tests.nn.build import equilibrium_model, language_model
 
 KINDS = [(kind, implicit) for kind in MIXERS for implicit in (True, False)]
@@ -87,3 +91,88 @@ def test_what_does_not_fit_is_refused(request_: Request, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         engine.submit(request_)
     assert not engine.busy
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_the_start_changes_the_work_and_not_the_answer(kind: str) -> None:
+    tight = [replace(request, tolerance=1e-6, max_steps=300) for request in ragged(6)]
+    engine = Engine(build(kind, True), slots=3, capacity=40, start="previous")
+    told = run(engine, tight)
+    zero = Engine(build(kind, True), slots=3, capacity=40)
+    plainly = run(zero, tight)
+    assert [ids(one) for one in told] == [ids(one) for one in plainly]
+    assert engine.counts.evaluations != zero.counts.evaluations
+    # Nobody's steps depend on who is beside.
+    alone = Engine(build(kind, True), slots=1, capacity=40, start="previous")
+    assert run(alone, tight) == told
+    # A first token has nothing before it to begin at.
+    assert [one.tokens[0] for one in told] == [one.tokens[0] for one in plainly]
+
+
+def test_an_answer_that_is_near_is_taken_and_one_that_is_far_is_not() -> None:
+    model = equilibrium_model("mamba2", num_layers=1).eval()
+    with torch.no_grad():
+        # Half of the tokens mean nearly the same.
+        model.embedding[:6] = model.embedding[0] + 0.05 * (model.embedding[:6] - model.embedding[0])
+    request = Request(prompt=(1, 2), max_tokens=20, tolerance=1e-6, max_steps=300, residuals=True)
+    (told,) = run(Engine(model, start="previous"), [request])
+    (zero,) = run(Engine(model), [request])
+    kinds = set()
+    for token, other in zip(told.tokens[1:], zero.tokens[1:], strict=True):
+        near = token.residuals[0] < NEAR
+        kinds.add(near)
+        if not near:
+            # One evaluation to find out, then the way from zero.
+            assert token.steps == other.steps + 1
+            assert token.residuals[1] == pytest.approx(1.0)
+    assert kinds == {True, False}
+
+
+def test_a_model_that_is_being_trained_is_refused() -> None:
+    model = equilibrium_model("mamba2", dropout=0.1)
+    with pytest.raises(ValueError, match=r"model: expected evaluation mode, call model.eval\(\)"):
+        Engine(model)
+    Engine(model.eval())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"capacity": 0}, "capacity: expected an integer >= 1, got 0"),
+        ({"chunk": 0}, "chunk: expected an integer >= 1, got 0"),
+        ({"check_every": 0}, "check_every: expected an integer >= 1, got 0"),
+        ({"prefix_cache": -1}, "prefix_cache: expected an integer >= 0, got -1"),
+        ({"start": "end"}, "start: expected 'zero' or 'previous', got 'end'"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Engine(build("mamba2", True), **settings)
+
+
+def test_weights_are_folded_only_while_there_is_something_to_do() -> None:
+    model = build("mamba2", True)
+    engine = Engine(model)
+    request = Request(prompt=(1, 2), max_tokens=3)
+
+    def folded() -> bool:
+        with torch.no_grad():
+            return any(part.is_prepared() for part in model.modules() if isinstance(part, Weight))
+
+    for _ in range(2):
+        number = engine.submit(request)
+        assert not folded()
+        engine.step()
+        assert folded()
+        engine.cancel(number)
+        assert not folded()
+    run(engine, [request])
+    assert not folded()
+    # So a model that is changed between two requests answers with what it is then.
+    with torch.no_grad():
+        model.embedding.copy_(model.embedding.flip(0))
+        for part in model.modules():
+            if isinstance(part, Weight):
+                part.assign(0.9 * part.effective())
+    assert run(engine, [request]) == [plain(model, request)]

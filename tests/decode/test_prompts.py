@@ -10,7 +10,7 @@ import torch
 from equilm.decode.engine import Engine
 from equilm.decode.request import Request, Sampling
 from equilm.nn.model import MIXERS, LanguageModel
-from tests.decode.plain import Told, collect, plain, run
+from tests.decode.plain import collect, ids, plain, run
 from tests.nn.build import equilibrium_model, language_model, tokens_of
 from tests.tolerance import assert_close
 
@@ -29,10 +29,6 @@ def asked(length: int, *, seed: int = 0, **settings: Any) -> Request:
     prompt = tuple(tokens_of(1, length, seed=seed)[0].tolist())
     tight = {"tolerance": 1e-7, "max_steps": 100, "max_tokens": 3, "sampling": GREEDY}
     return Request(prompt=prompt, **{**tight, **settings})
-
-
-def ids(told: Told) -> list[int]:
-    return [token.id for token in told.tokens]
 
 
 @pytest.mark.parametrize(("kind", "implicit"), KINDS)

@@ -101,7 +101,7 @@ def test_a_token_of_no_probability_is_never_drawn() -> None:
 
 
 def test_draws_are_a_function_of_seed_and_position() -> None:
-    assert uniform(1, 2) == uniform(1, 2) == 0.7612170620886086
+    assert uniform(1, 2) == uniform(1, 2) == 0.7612170620877805
     draws = torch.tensor([[uniform(seed, at) for at in range(200)] for seed in range(20)])
     assert draws.unique().numel() == 4000
     assert draws.min() >= 0 and draws.max() < 1

@@ -93,48 +93,62 @@ def head_backward(
     N: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
+    PART: tl.constexpr,
 ):
     """One chunk of one head: what does not sum over heads."""
     num_chunks = tl.cdiv(num_tokens, L)
     head = tl.program_id(0) % num_heads
     row, k = tl.program_id(0) // num_heads // num_chunks, tl.program_id(0) // num_heads % num_chunks
     group = head // heads_per_group
-    p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
+    p, offsets = tl.arange(0, P), tl.arange(0, L)
     t = k * L + offsets
     row64 = row.to(tl.int64)
     rate = tl.load(a + head).to(WIDE)
-    b_LN = load_chunk(b + row64 * stride_bb + group * num_n, t, num_tokens, stride_bt, n, num_n)
-    c_LN = load_chunk(c + row64 * stride_cb + group * num_n, t, num_tokens, stride_ct, n, num_n)
-    x_LP = load_chunk(x + row64 * stride_xb + head * num_p, t, num_tokens, stride_xt, p, num_p)
     out_at = (row64 * num_tokens + t) * num_heads + head
     xp_at = out_at[:, None] * num_p + p[None, :]
     xp_mask = (t < num_tokens)[:, None] & (p < num_p)[None, :]
-    dy_LP = tl.load(dy + xp_at, mask=xp_mask, other=0.0)
     dt_L, log_decay_L, total = decays(
         dt + row64 * num_tokens * num_heads + head, t, num_tokens, num_heads, rate, WIDE
     )
-    state_at = p[:, None] * num_n + n[None, :]
-    state_at += ((row64 * num_heads + head) * num_chunks + k) * num_p * num_n
-    state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
-    state_PN = tl.load(states + state_at, mask=state_mask, other=0.0)
-    dstate_PN = tl.load(dstates + state_at, mask=state_mask, other=0.0)
-    to_end_L = tl.exp((total - log_decay_L).to(tl.float32))
-    from_start_L = tl.exp(log_decay_L.to(tl.float32))
+    b += row64 * stride_bb + group * num_n
+    c += row64 * stride_cb + group * num_n
+    state_at = ((row64 * num_heads + head) * num_chunks + k) * num_p * num_n + p[:, None] * num_n
+    x_LP = load_chunk(x + row64 * stride_xb + head * num_p, t, num_tokens, stride_xt, p, num_p)
+    dy_LP = tl.load(dy + xp_at, mask=xp_mask, other=0.0)
 
-    scores_LL = dot(c_LN, tl.trans(b_LN), PRECISION) * decay_between(log_decay_L, offsets)
-    kept_LP = dot(b_LN, tl.trans(dstate_PN), PRECISION) * to_end_L[:, None]
-    dinput_LP = kept_LP + dot(tl.trans(scores_LL.to(dy_LP.dtype)), dy_LP, PRECISION)
+    # Parts of N one after the other: registers are what this kernel is short of.
+    carried_LP = tl.zeros((L, P), dtype=tl.float32)
+    dinput_LP = tl.zeros((L, P), dtype=tl.float32)
+    scores_LL = tl.zeros((L, L), dtype=tl.float32)
+    products_P = tl.zeros((P,), dtype=tl.float32)
+    for start in range(0, N, PART):
+        n = start + tl.arange(0, PART)
+        state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
+        state_PN = tl.load(states + state_at + n[None, :], mask=state_mask, other=0.0)
+        dstate_PN = tl.load(dstates + state_at + n[None, :], mask=state_mask, other=0.0)
+        b_LN = load_chunk(b, t, num_tokens, stride_bt, n, num_n)
+        c_LN = load_chunk(c, t, num_tokens, stride_ct, n, num_n)
+        carried_LP = tl.dot(c_LN, tl.trans(state_PN), acc=carried_LP, input_precision=PRECISION)
+        dinput_LP = tl.dot(b_LN, tl.trans(dstate_PN), acc=dinput_LP, input_precision=PRECISION)
+        scores_LL = tl.dot(c_LN, tl.trans(b_LN), acc=scores_LL, input_precision=PRECISION)
+        products_P += tl.sum(state_PN.to(tl.float32) * dstate_PN.to(tl.float32), 1)
+    # A log decay reaches y through its own row, and the state behind through the whole chunk.
+    dlog_L = tl.sum(carried_LP * dy_LP, 1) * tl.exp(log_decay_L.to(tl.float32))
+    dinput_LP *= tl.exp((total - log_decay_L).to(tl.float32))[:, None]
+    dtotal = tl.sum(tl.sum(dinput_LP * x_LP, 1) * dt_L, 0)
+    dtotal += tl.exp(total.to(tl.float32)) * tl.sum(products_P, 0)
+    scores_LL *= decay_between(log_decay_L, offsets)
+    dinput_LP = tl.dot(
+        tl.trans(scores_LL.to(dy_LP.dtype)), dy_LP, acc=dinput_LP, input_precision=PRECISION
+    )
+    scores_LL *= dot(dy_LP, tl.trans(x_LP), PRECISION)
+    dlog_L += tl.sum(scores_LL * dt_L[None, :], 1)
     dx_LP = dt_L[:, None] * dinput_LP + tl.load(skip + head) * dy_LP
     tl.store(dx + xp_at, dx_LP.to(dx.dtype.element_ty), mask=xp_mask)
 
-    # A log decay reaches y through its own row and the inputs through their column.
+    # It reaches the inputs through their column, and all before a token through their sum.
     direct_L = tl.sum(dinput_LP * x_LP, 1)
-    reached_LL = dot(dy_LP, tl.trans(x_LP), PRECISION) * scores_LL * dt_L[None, :]
-    carried_LP = dot(c_LN, tl.trans(state_PN), PRECISION) * dy_LP
-    dlog_L = tl.sum(reached_LL, 1) + tl.sum(carried_LP, 1) * from_start_L - dt_L * direct_L
-    dtotal = tl.sum(tl.sum(kept_LP * x_LP, 1) * dt_L, 0)
-    products_P = tl.sum(state_PN.to(tl.float32) * dstate_PN.to(tl.float32), 1)
-    dtotal += tl.exp(total.to(tl.float32)) * tl.sum(products_P, 0)
+    dlog_L -= dt_L * direct_L
     behind_L = tl.sum(dlog_L, 0) - tl.cumsum(dlog_L, 0) + dlog_L + dtotal
     tl.store(ddt + out_at, direct_L + rate.to(tl.float32) * behind_L, mask=t < num_tokens)
     # This chunk's parts of the gradients of the rate and of skip.

@@ -111,6 +111,7 @@ def _of_heads(scanned: Scanned, dy: Tensor, dstates: Tensor) -> tuple[Tensor, Te
         heads // groups,
         width,
         state,
+        PART=min(64, sizes["N"]),
         num_warps=4,
         num_stages=1,
         **sizes,

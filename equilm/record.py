@@ -35,6 +35,7 @@ class Record:
         step: optimizer steps taken before the measurement.
         seed: seed of the run.
         row: index of this series among its kind (sequence, token position, matrix row).
+        part: of the model, such as "scan forward"; empty for all of it.
         batch: sequences worked on at once.
         sweeps: evaluations without gradient in a solve, the s of (s+k).
         phantom: evaluations with gradient after them, the k of (s+k).
@@ -55,6 +56,7 @@ class Record:
     step: int | None = None
     seed: int | None = None
     row: int | None = None
+    part: str = ""
     batch: int | None = None
     sweeps: int | None = None
     phantom: int | None = None

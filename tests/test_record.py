@@ -22,6 +22,7 @@ FULL = Record(
     step=650,
     seed=0,
     row=2,
+    part="scan forward",
     batch=16,
     sweeps=24,
     phantom=4,

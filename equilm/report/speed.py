@@ -10,7 +10,7 @@ from equilm.record import Record
 from equilm.report import select
 from equilm.report.tables import MISSING, Table
 
-PREFIX = "bench_"
+PREFIX, OPERATIONS = "bench_", "ops"
 TITLES = {
     "train": "A training step",
     "ops": "Operations",
@@ -39,6 +39,7 @@ class Measured(NamedTuple):
         depth = None if r.sweeps is None or r.phantom is None else (r.sweeps, r.phantom)
         return label(
             r.model,
+            part=r.part,
             batch=r.batch or 1,
             length=r.length or 1,
             depth=depth,
@@ -47,9 +48,16 @@ class Measured(NamedTuple):
 
 
 def label(
-    name: str, *, batch: int, length: int, depth: tuple[int, int] | None, precision: str
+    model: str,
+    *,
+    part: str = "",
+    batch: int,
+    length: int,
+    depth: tuple[int, int] | None,
+    precision: str,
 ) -> str:
-    """The name of a row: model, depth, type of the sweeps if it is an unusual one, shape."""
+    """The name of a row: model, part, depth, type of the sweeps if it is unusual, and shape."""
+    name = f"{model} {part}".strip()
     deep = "" if depth is None else f" {depth[0]}+{depth[1]}"
     unusual = "" if precision in USUAL else f" {precision}"
     return f"{name}{deep}{unusual} {batch}×{length}"
@@ -62,7 +70,8 @@ def measured(records: Iterable[Record]) -> list[Measured]:
         for what in TITLES:
             opening = f"{PREFIX}{what}_"
             if r.name.startswith(opening):
-                key = (what, r.device, r.model, r.batch, r.length, r.sweeps, r.phantom, r.precision)
+                shape = (r.batch, r.length, r.sweeps, r.phantom, r.precision)
+                key = (what, r.device, r.model, r.part, *shape)
                 before = found[key].values if key in found else {}
                 value = {r.name.removeprefix(opening): select.number(r)}
                 found[key] = Measured(what, r, {**before, **value})
@@ -72,24 +81,31 @@ def measured(records: Iterable[Record]) -> list[Measured]:
 def speed_tables(records: Iterable[Record]) -> list[Table]:
     """Two tables a benchmark and device: what came out, and how near it is to the floor.
 
+    Operations have one table a model. Where no floor is known there is only the first table, with
+    all columns. A column that nobody has a value for is left out.
+
     Args:
         records: Of `equilm bench`; others are passed over.
-
-    Returns:
-        The tables, only the first of the two where no floor is known. A column that nobody has a
-        value for is left out.
     """
     groups: dict[tuple[str, str], list[Measured]] = {}
     for row in measured(records):
-        groups.setdefault((row.what, row.record.device), []).append(row)
+        r = row.record
+        title = f"{TITLES[row.what]} on {r.device or 'an unnamed device'}"
+        if row.what == OPERATIONS:
+            title = f"{TITLES[row.what]} of {r.model} {r.batch}×{r.length} on {r.device}"
+        groups.setdefault((row.what, title), []).append(row)
     tables = []
-    for (what, device), rows in groups.items():
-        title = f"{TITLES[what]} on {device or 'an unnamed device'}"
-        if any("floor_compute" in row.values for row in rows):
-            tables.append(_table(title, _OUTCOME, rows))
-            tables.append(_table(f"{title}, and its floor", _EFFICIENCY, rows, _WORDS))
+    for (what, title), rows in groups.items():
+        if what == OPERATIONS:
+            named = {row.record.part: row.values for row in rows}
+            tables.append(_table(title, _OPERATION, named, _WORDS))
+            continue
+        named = {row.label: row.values for row in rows}
+        if any("floor_compute" in values for values in named.values()):
+            tables.append(_table(title, _OUTCOME, named))
+            tables.append(_table(f"{title}, and its floor", _EFFICIENCY, named, _WORDS))
         else:
-            tables.append(_table(title, _OUTCOME | _EFFICIENCY, rows))
+            tables.append(_table(title, _OUTCOME | _EFFICIENCY, named))
     return tables
 
 
@@ -100,8 +116,8 @@ def cell(value: float) -> str:
     return f"{value:.4g}" if value >= 1 else f"{value:.3g}"
 
 
-def _table(title: str, columns: "_Columns", rows: Iterable[Measured], note: str = "") -> Table:
-    lines = [(row.label, *(write(row.values) for write in columns.values())) for row in rows]
+def _table(title: str, columns: "_Columns", rows: Mapping[str, Values], note: str = "") -> Table:
+    lines = [(name, *(write(row) for write in columns.values())) for name, row in rows.items()]
     names = ("", *columns)
     kept = [n for n in range(len(names)) if not n or {line[n] for line in lines} != {MISSING}]
     return Table(
@@ -160,8 +176,9 @@ _EFFICIENCY: _Columns = {
     "TFLOP/s": _number("rate"),
     "TB/s": _number("bandwidth"),
     "floor ms": _floor,
-    "time / floor": _over_floor,
+    "× floor": _over_floor,
 }
+_OPERATION: _Columns = {"ms": _number("time")} | _EFFICIENCY
 _WORDS = (
     "The floor is the larger of two times: all products at the device's rate for them, or all "
     "bytes that must move at its rate for a copy."

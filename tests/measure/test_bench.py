@@ -69,7 +69,7 @@ def by_row(what: str, **chosen: str) -> dict[str, dict[str, Record]]:
     for records in bench(what, **chosen):
         one = records[0]
         depth = None if one.sweeps is None or one.phantom is None else (one.sweeps, one.phantom)
-        name = f"{one.model} {depth} {one.batch}x{one.length}"
+        name = f"{one.model} {one.part} {depth} {one.batch}x{one.length}"
         found[name] = {r.name.rpartition("_")[2]: r for r in records}
     return found
 
@@ -80,8 +80,8 @@ def test_training_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) / 1000)
     found = by_row("train")
-    assert list(found) == ["tiny (3, 2) 2x5", "explicit-tiny None 2x5"]
-    told = found["explicit-tiny None 2x5"]
+    assert list(found) == ["tiny  (3, 2) 2x5", "explicit-tiny  None 2x5"]
+    told = found["explicit-tiny  None 2x5"]
     assert told["time"].value == pytest.approx(1)
     assert told["speed"].value == pytest.approx(10_000)
     model = small(implicit=False)
@@ -115,12 +115,12 @@ def test_operations_are_timed_forward_and_back() -> None:
     found = by_row("ops")
     names = [name.removesuffix(" None 2x5") for name in found if name.startswith("tiny ")]
     assert len(names) == 18 and names[:2] == [
-        "tiny input projection forward",
-        "tiny input projection forward+backward",
+        "tiny in_proj forward",
+        "tiny in_proj with backward",
     ]
     assert [name for name in found if name.startswith("tiny-llama attention")] == [
         "tiny-llama attention forward None 3x4",
-        "tiny-llama attention forward+backward None 3x4",
+        "tiny-llama attention with backward None 3x4",
     ]
     numbers = [r.value for told in found.values() for key, r in told.items() if key != "rate"]
     assert all(isinstance(number, float) and number > 0 for number in numbers)

@@ -86,7 +86,7 @@ def test_what_came_out_and_how_near_its_floor() -> None:
         "TFLOP/s": "312.3",
         "TB/s": "1.5",
         "floor ms": "150 compute",
-        "time / floor": "2.18",
+        "× floor": "2.18",
     }
 
 
@@ -119,13 +119,22 @@ def test_devices_and_benchmarks_have_tables_of_their_own() -> None:
     assert titles == [
         "A training step on NVIDIA H200",
         "A training step on cpu",
-        "Operations on NVIDIA H200",
+        "Operations of mamba2-130m 16×2048 on NVIDIA H200",
     ]
+
+
+def test_operations_are_named_by_their_part() -> None:
+    values = {"time": 0.25, "floor_compute": 0.02, "floor_memory": 0.051}
+    records = row("ops", values, part="scan forward", sweeps=None)
+    [table] = speed_tables(records)
+    assert table.header == ("", "ms", "floor ms", "× floor")
+    assert table.rows == (("scan forward", "0.25", "0.051 memory", "4.90"),)
 
 
 def test_the_tables_fit_a_terminal_with_names_on_one_line() -> None:
     records = row("train", FULL, model="explicit-mamba2-1.3b", sweeps=None, phantom=None)
     records += row("train", FULL | {"time": 3491.0, "goal": 3491.0}, sweeps=24, phantom=4)
+    records += row("ops", FULL | {"floor_memory": 151.2}, part="cross entropy with backward")
     for table in speed_tables(records):
         lines = shown(replace(table, title=""))
         assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)

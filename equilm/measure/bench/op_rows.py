@@ -12,7 +12,7 @@ from equilm.measure.bench.place import Place, records_of
 from equilm.measure.bench.rows import Row, config_of
 from equilm.record import Record
 
-FORWARD, BOTH = "forward", "forward+backward"
+FORWARD, BOTH = "forward", "with backward"
 
 
 def op_records(rows: Iterable[Row], place: Place, name: str) -> Iterator[list[Record]]:
@@ -28,7 +28,8 @@ def op_records(rows: Iterable[Row], place: Place, name: str) -> Iterator[list[Re
     """
     tested = set()
     for row in rows:
-        part, _, passes = row.part.rpartition(" ")
+        passes = FORWARD if row.part.endswith(FORWARD) else BOTH
+        part = row.part.removesuffix(passes).rstrip()
         inputs = draw(row, place)
         operation = operations_of(inputs.config)[part](inputs)
         if (row.model, part) not in tested:

@@ -75,18 +75,18 @@ def cross_entropy(inputs: Inputs) -> Operation:
 
 Make = Callable[[Inputs], Operation]
 MAMBA2: dict[str, Make] = {
-    "input projection": mamba2_operations.input_projection,
+    "in_proj": mamba2_operations.input_projection,
     "gated scan": mamba2_operations.gated_scan,
     "convolution": mamba2_operations.convolution,
     "scan": mamba2_operations.scan,
     "gated norm": mamba2_operations.gated_norm,
-    "output projection": mamba2_operations.output_projection,
+    "out_proj": mamba2_operations.output_projection,
 }
 ATTENTION: dict[str, Make] = {
-    "input projection": attention_operations.input_projection,
+    "in_proj": attention_operations.input_projection,
     "split heads": attention_operations.split_heads,
     "attention": attention_operations.attention,
-    "output projection": attention_operations.output_projection,
+    "out_proj": attention_operations.output_projection,
     "gated MLP": attention_operations.gated_mlp,
 }
 EVERYWHERE: dict[str, Make] = {

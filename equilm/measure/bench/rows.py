@@ -50,15 +50,11 @@ class Row:
     known: Known = field(default_factory=Known)
 
     @property
-    def name(self) -> str:
-        """What its Records call their model."""
-        return f"{self.model} {self.part}".strip()
-
-    @property
     def label(self) -> str:
         """Its name in tables, as `report/speed.py` makes it from Records."""
         return label(
-            self.name,
+            self.model,
+            part=self.part,
             batch=self.batch,
             length=self.length,
             depth=self.depth,

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -47,17 +47,22 @@ def convert(
     source: Annotated[Path, Positional, argument("SOURCE")],
     target: Annotated[Path, Positional, argument("TARGET")],
     /,
+    *,
+    to: Literal["equilm", "transformers"] = "equilm",
 ) -> None:
-    """Turn a checkpoint of others into a model folder.
+    """Turn a checkpoint of any kind into a model folder, or into one for Hugging Face's library.
 
     Args:
-        source: A folder of the public reference, or a Mamba2 or Llama of Hugging Face's, with
-            config.json and model.safetensors (or pytorch_model.bin, of which weights only).
+        source: A run or model folder, a folder of the public reference, or a Mamba2, Llama or
+            equilm folder of Hugging Face's library, with config.json and model.safetensors (or
+            pytorch_model.bin, of which weights only).
         target: The folder to write.
+        to: Whose folder to write; for transformers that library must be installed.
     """
-    from equilm.hf.convert import convert as convert_folder
+    from equilm.hf.convert import convert as to_equilm
     from equilm.hf.convert import load
+    from equilm.hf.export import export as to_transformers
     from equilm.nn.model import parameter_count
 
-    convert_folder(source, target)
+    {"equilm": to_equilm, "transformers": to_transformers}[to](source, target)
     say(f"{target}: {parameter_count(load(target)):,} parameters")

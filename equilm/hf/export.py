@@ -4,6 +4,7 @@ The way back is `convert.py`. Read `modeling.py` next.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from equilm.hf.convert import load
@@ -16,9 +17,11 @@ def export(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> No
 
     Raises:
         CheckpointError: As `load`; also if `target` is there and is no such folder.
+        ValueError: Without `transformers`.
         OSError: If it could not be written.
-        ModuleNotFoundError: Without `transformers`.
     """
+    if find_spec("transformers") is None:
+        raise ValueError("transformers: expected it installed, as by pip install 'equilm[hf]'")
     from equilm.hf.modeling import from_language_model
 
     target = Path(target)

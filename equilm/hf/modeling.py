@@ -32,7 +32,7 @@ from equilm.hf.dials import dialled
 from equilm.hf.face import source_name, to_keys
 from equilm.hf.padding import pack
 from equilm.nn.init import INTO_STREAM, initialise_part, stream_scale
-from equilm.nn.model import LanguageModel, build_core
+from equilm.nn.model import LanguageModel, build_core, head_product
 from equilm.nn.recompute import recomputed
 
 # What stays in float32 where a model is loaded in half precision.
@@ -154,6 +154,14 @@ class EquilmModel(EquilmPreTrainedModel):
         return asked if asked is not None else self.config.use_cache and not self.training
 
 
+class Head(nn.Linear):
+    """The product of `LanguageModel` with its head."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return W z, in the type of the weights."""
+        return head_product(input, self.weight)
+
+
 class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
     """Tokens to logits, loss and generated text."""
 
@@ -162,7 +170,7 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
     def __init__(self, config: EquilmConfig) -> None:
         super().__init__(config)
         self.model = EquilmModel(config)
-        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.lm_head = Head(config.width, config.vocab_size, bias=False)
         self.post_init()
 
     @classmethod
@@ -227,7 +235,7 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         z_BTD = outputs.last_hidden_state[:, kept]
-        logits_BTV = self.lm_head(z_BTD.to(self.lm_head.weight.dtype))
+        logits_BTV = self.lm_head(z_BTD)
         loss = None
         if labels is not None or loss_options.get("shift_labels") is not None:
             loss = self.loss_function(

@@ -160,10 +160,7 @@ class LanguageModel(nn.Module):
     def logits(self, z_BTD: Tensor) -> Tensor:
         """Return W_head z in float32 or wider over the unpadded vocabulary."""
         head_VD: Tensor = self.embedding if self.head is None else self.head
-        if head_VD.is_cuda:
-            # Fast products want whole tiles; a ragged vocabulary costs several times as much.
-            head_VD = nn.functional.pad(head_VD, (0, 0, 0, -len(head_VD) % 64))
-        logits_BTV = nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD)[..., : self.vocab_size]
+        logits_BTV = head_product(z_BTD, head_VD)[..., : self.vocab_size]
         return logits_BTV.float() if logits_BTV.dtype.itemsize < 4 else logits_BTV
 
     def _check(self, tokens_BT: Tensor, state: State, valid_B: Tensor | None) -> None:
@@ -188,6 +185,15 @@ class LanguageModel(nn.Module):
                     f"state: expected room for {tokens_BT.shape[1]} tokens, got {room(part)}; "
                     "make it with init_state(batch, capacity)"
                 )
+
+
+def head_product(z_BTD: Tensor, head_VD: Tensor) -> Tensor:
+    """Return W_head z (B, T, V) in the type of the head, or of autocast."""
+    rows = len(head_VD)
+    if head_VD.is_cuda:
+        # Fast products want whole tiles; a ragged vocabulary costs several times as much.
+        head_VD = nn.functional.pad(head_VD, (0, 0, 0, -rows % 64))
+    return nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD)[..., :rows]
 
 
 def build_core(config: ModelConfig) -> Mixer:

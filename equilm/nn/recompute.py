@@ -27,7 +27,8 @@ def recomputed(core: nn.Module, checkpoint: Checkpoint) -> Iterator[None]:
 
     Args:
         core: Every `Stack` in it is concerned.
-        checkpoint: `torch.utils.checkpoint.checkpoint` with `use_reentrant=False`, or one like it.
+        checkpoint: `torch.utils.checkpoint.checkpoint` with its `use_reentrant` set, or one like
+            it. Reentrant, it passes no gradient on to a state.
     """
     stacks = [part for part in core.modules() if isinstance(part, Stack)]
     before = [stack.call for stack in stacks]
@@ -59,6 +60,9 @@ class _Repeatable:
             with _holding(self.parts, self.held):
                 return self.block(*arguments)
         self.was_called = True
+        if not torch.is_grad_enabled():
+            # A reentrant backward pass has a graph of its own, which must not lead outside.
+            self.held = [_without_graph(constants) for constants in self.held]
         return self.block(*arguments)
 
 
@@ -80,4 +84,11 @@ def _constants(part: Prepared) -> dict[str, Any]:
         name: value
         for name, value in part.__dict__.items()
         if value is None or isinstance(value, Tensor | bool)
+    }
+
+
+def _without_graph(constants: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, Tensor) and value.requires_grad else value
+        for name, value in constants.items()
     }

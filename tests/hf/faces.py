@@ -1,6 +1,7 @@
 """Small models of every kind behind their face for `transformers`; and how each is asked alone."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,3 +59,23 @@ def padded(rows: list[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
         place = slice(width - row.shape[1], None) if left else slice(0, row.shape[1])
         tokens_BT[index, place], mask_BT[index, place] = row[0], 1
     return tokens_BT, mask_BT
+
+
+def read(folder: Path, **settings: Any) -> Any:
+    """Load a folder by its own word for what it is, strictly."""
+    import transformers
+
+    import equilm.hf.modeling  # noqa: F401
+
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, **settings
+    )
+    assert not any(info.values()), info
+    return model
+
+
+def assert_same_weights(got: torch.nn.Module, expected: torch.nn.Module) -> None:
+    ours, theirs = got.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, leaf in ours.items():
+        assert leaf.dtype == theirs[name].dtype and torch.equal(leaf, theirs[name]), name

@@ -1,4 +1,4 @@
-"""Folders of the face: saved, sharded, loaded in any type; converted to ours and back."""
+"""Folders of the face: saved, sharded, loaded in any type; settings and initial values."""
 
 import json
 from dataclasses import replace
@@ -9,30 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from equilm.hf.convert import convert, load
-from equilm.hf.export import export
-from equilm.nn.folder import CheckpointError, save_model
+from equilm.hf.convert import load
+from equilm.nn.folder import CheckpointError
 from equilm.nn.model import LanguageModel
 from equilm.nn.presets import PRESETS
-from tests.hf.faces import IMPLICIT, config, face, ours, ragged
-from tests.hf.folders import same
-from tests.nn.build import VOCAB, core_of
-from tests.tolerance import assert_close
+from tests.hf.faces import IMPLICIT, assert_same_weights, config, face, ours, ragged, read
+from tests.nn.build import core_of
 
 transformers = pytest.importorskip("transformers")
 
 WIDE = {"A_log", "dt_bias", "D"}
-
-
-def read(folder: Path, **settings: Any) -> Any:
-    """Load a folder by its own word for what it is, strictly."""
-    import equilm.hf.modeling  # noqa: F401
-
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, **settings
-    )
-    assert not any(info.values()), info
-    return model
 
 
 def saved(kind: str, folder: Path, **options: Any) -> Path:
@@ -168,37 +154,6 @@ def test_other_names_of_sizes() -> None:
     )
 
 
-def test_from_ours_and_back(kind: str, tmp_path: Path) -> None:
-    save_model(ours(kind), tmp_path / "ours")
-    export(tmp_path / "ours", tmp_path / "theirs")
-    assert_same_weights(read(tmp_path / "theirs"), face(kind))
-    convert(tmp_path / "theirs", tmp_path / "back")
-    assert same(load(tmp_path / "back"), ours(kind))
-
-
-@torch.no_grad()
-def test_rows_that_pad_the_vocabulary_are_left_out(kind: str, tmp_path: Path) -> None:
-    model = LanguageModel(
-        replace(ours(kind).config, vocab_multiple=16), generator=torch.Generator().manual_seed(0)
-    ).eval()
-    save_model(model, tmp_path / "ours")
-    export(tmp_path / "ours", tmp_path / "theirs")
-    assert read(tmp_path / "theirs").lm_head.weight.shape[0] == VOCAB
-    (tokens,) = ragged(9)
-    for again in (load(tmp_path / "theirs"), load(tmp_path / "ours")):
-        assert_close("row", again(tokens)[0], model(tokens)[0])
-
-
-def test_export_overwrites_nothing_but_its_own(tmp_path: Path) -> None:
-    save_model(ours("mamba2"), tmp_path / "ours")
-    with pytest.raises(CheckpointError, match="is there and is no folder of an equilm model"):
-        export(tmp_path / "ours", tmp_path / "ours")
-    export(tmp_path / "ours", tmp_path / "theirs")
-    (tmp_path / "theirs" / "tokenizer.json").write_text("{}")
-    export(tmp_path / "ours", tmp_path / "theirs")
-    assert (tmp_path / "theirs" / "tokenizer.json").exists()
-
-
 def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path) -> None:
     folder = saved("implicit-mamba2", tmp_path)
     settings = json.loads((folder / "config.json").read_text())
@@ -211,10 +166,3 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path) -> None:
         (folder / "config.json").write_text(json.dumps({**settings, key: value}))
         with pytest.raises(CheckpointError, match=message):
             load(folder)
-
-
-def assert_same_weights(got: torch.nn.Module, expected: torch.nn.Module) -> None:
-    ours, theirs = got.state_dict(), expected.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, leaf in ours.items():
-        assert leaf.dtype == theirs[name].dtype and torch.equal(leaf, theirs[name]), name

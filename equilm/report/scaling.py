@@ -43,7 +43,7 @@ def scaling_curves(records: Iterable[Record]) -> Plot | None:
     """Time and peak memory of a training step: a panel a quantity, a line a model and device."""
     lines: dict[str, list[Measured]] = {}
     for row in measured(records):
-        lines.setdefault(f"{row.record.model} on {row.record.device}", []).append(row)
+        lines.setdefault(f"{row.model} on {row.record.device}", []).append(row)
     shown = [panel for panel in PANELS if any(_points(panel, rows) for rows in lines.values())]
     if not shown:
         return None
@@ -57,7 +57,8 @@ def scaling_curves(records: Iterable[Record]) -> Plot | None:
         for axes in grid[len(shown) :]:
             axes.set_visible(False)
         if len(lines) > 1:
-            grid[0].legend(frameon=False, labelcolor="linecolor")
+            handles, names = grid[0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside upper left", ncols=len(names), frameon=False)
         _share_limits([axes for axes, p in zip(grid, shown, strict=False) if p.value == "memory"])
     return Plot("scaling", "How a training step grows", _caption(lines), figure)
 
@@ -74,7 +75,7 @@ def _draw(axes: Axes, panel: Panel, lines: Mapping[str, Sequence[Measured]]) -> 
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
     if panel.field == "length":
         lengths = {x for rows in lines.values() for x in _points(panel, rows)}
-        plot.length_axis(axes, sorted(lengths)[::2], panel.x_name)
+        plot.length_axis(axes, sorted(lengths, reverse=True)[::2], panel.x_name)
     else:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 4, 8, 10]))

@@ -33,6 +33,11 @@ class Measured(NamedTuple):
     values: Values
 
     @property
+    def model(self) -> str:
+        """The model, and the type of its sweeps if it is unusual."""
+        return _typed(self.record.model, self.record.precision)
+
+    @property
     def label(self) -> str:
         """Its name in a table."""
         r = self.record
@@ -57,10 +62,9 @@ def label(
     precision: str,
 ) -> str:
     """The name of a row: model, part, depth, type of the sweeps if it is unusual, and shape."""
-    name = f"{model} {part}".strip()
-    deep = "" if depth is None else f" {depth[0]}+{depth[1]}"
-    unusual = "" if precision in USUAL else f" {precision}"
-    return f"{name}{deep}{unusual} {batch}×{length}"
+    deep = "" if depth is None else f"{depth[0]}+{depth[1]}"
+    named = _typed(" ".join(filter(None, (model, part, deep))), precision)
+    return f"{named} {batch}×{length}"
 
 
 def measured(records: Iterable[Record]) -> list[Measured]:
@@ -114,6 +118,10 @@ def cell(value: float) -> str:
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}" if value >= 1 else f"{value:.3g}"
+
+
+def _typed(name: str, precision: str) -> str:
+    return name if precision in USUAL else f"{name} {precision}"
 
 
 def _table(title: str, columns: "_Columns", rows: Mapping[str, Values], note: str = "") -> Table:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from equilm.ops import conv_kernels as kernels
 from equilm.ops.launch import token_strides
@@ -45,6 +46,7 @@ class ConvSilu(torch.autograd.Function):
         return convolve(inputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy, dnext):
         inputs = Inputs(*ctx.saved_tensors)
         x, add = inputs.x, inputs.add

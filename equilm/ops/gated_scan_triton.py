@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from equilm.ops import conv_triton as conv
 from equilm.ops import step_triton as steps
@@ -67,6 +68,7 @@ class GatedScan(torch.autograd.Function):
         return gated_norm(y.flatten(2), gate, add, args.weights.norm_I, **how), next_window, last
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout, dnext, dlast):
         proj, inject, *rest = ctx.saved_tensors
         args = _Arguments(proj, inject, Weights(*rest[:6]), *rest[6:])

@@ -88,27 +88,29 @@ def _gated_norm_backward(
     STAGES: tl.constexpr,
 ):
     """Of RMSNorm(y · SiLU(gate + add)) · weight, one group of columns; dy may be y itself."""
-    first = tl.program_id(0).to(tl.int64) * rows_per_program
-    columns = num_columns * tl.num_programs(1)
+    first, columns = tl.program_id(0) * rows_per_program, num_columns * tl.num_programs(1)
     d = tl.arange(0, D)
     mask = d < num_columns
     d += tl.program_id(1) * num_columns
     weight_D = tl.load(weight + d, mask=mask, other=0.0).to(tl.float32)
     dweight_D = tl.zeros((D,), dtype=tl.float32)
-    for row in tl.range(first, min(first + rows_per_program, num_rows), num_stages=STAGES):
-        b, t = row // num_tokens, row % num_tokens
+    for done in tl.range(0, min(rows_per_program, num_rows - first), num_stages=STAGES):
+        # Divided in 32 bits: in 64 it would cost as much as the rest.
+        row = first + done
+        b, t = (row // num_tokens).to(tl.int64), row % num_tokens
+        here = row.to(tl.int64) * columns + d
         at = b * (stride_gb * ALIGN) + t * (stride_gt * ALIGN) + d
         gate_D = tl.load(gate + at, mask=mask, other=0.0).to(tl.float32)
         if HAS_ADD:
             at = b * (stride_ab * ALIGN) + t * (stride_at * ALIGN) + d
             gate_D += tl.load(add + at, mask=mask, other=0.0).to(tl.float32)
-        y_D = tl.load(y + row * columns + d, mask=mask, other=0.0).to(tl.float32)
-        dout_D = tl.load(dout + row * columns + d, mask=mask, other=0.0).to(tl.float32)
+        y_D = tl.load(y + here, mask=mask, other=0.0).to(tl.float32)
+        dout_D = tl.load(dout + here, mask=mask, other=0.0).to(tl.float32)
         open_D = tl.sigmoid(gate_D)
         silu_D = gate_D * open_D
         unit_D, dvalue = _through_norm(y_D * silu_D, dout_D, weight_D, num_columns, eps)
         dweight_D += dout_D * unit_D
-        tl.store(dy + row * columns + d, (dvalue * silu_D).to(dy.dtype.element_ty), mask=mask)
+        tl.store(dy + here, (dvalue * silu_D).to(dy.dtype.element_ty), mask=mask)
         dgate_D = dvalue * y_D * open_D * (1 + gate_D * (1 - open_D))
         at = b * (stride_db * ALIGN) + t * (stride_dt * ALIGN) + d
         tl.store(dgate + at, dgate_D.to(dgate.dtype.element_ty), mask=mask)

@@ -146,6 +146,16 @@ def test_one_injection_for_many_layers() -> None:
         assert (got - expected).norm() / expected.norm() < 2e-5
 
 
+def test_a_second_derivative_is_refused() -> None:
+    """The twin has one; the kernels must not pass zero off as theirs."""
+    inputs: dict[str, Tensor] = {k: v for k, v in inputs_of(2, rows=1).items() if v is not None}
+    args = [inputs[name].to(DEVICE, torch.float32).requires_grad_() for name in NAMES]
+    loss = kernel(1, None)(*args)[0].square().sum()
+    (dproj,) = torch.autograd.grad(loss, args[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dproj.sum().backward()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [2, 63, 100, 257, 2048])

@@ -39,14 +39,22 @@ class Block(nn.Module):
         state: State,
         inject_BTE: Tensor | None,
         valid_B: Tensor | None,
+        advance: bool = True,
     ) -> tuple[Tensor, Tensor, State]:
         """Add the last branch y to the stream r, run this block's branches.
 
         The last branch is left unadded, so that one pass over the stream adds it and takes the
-        next norm. Returns the stream, the branch still to be added, and the mixer's next state.
+        next norm. Returns the stream, the branch still to be added, and the mixer's next state,
+        which may be anything unless `advance`.
         """
-        r_BTD, a_BTD = self.norm.after(r_BTD, y_BTD)
-        y_BTD, state = self.mixer(a_BTD, state, inject_BTE, valid_B)
+        whole = None
+        if r_BTD.shape[1] == 1 and valid_B is None:
+            whole = self.mixer.token(self.norm, r_BTD, y_BTD, state, inject_BTE, advance)
+        if whole is not None:
+            r_BTD, y_BTD, state = whole
+        else:
+            r_BTD, a_BTD = self.norm.after(r_BTD, y_BTD)
+            y_BTD, state = self.mixer(a_BTD, state, inject_BTE, valid_B)
         if self.mlp is not None and self.norm2 is not None:
             r_BTD, a_BTD = self.norm2.after(r_BTD, y_BTD)
             y_BTD = self.mlp(a_BTD)
@@ -87,11 +95,28 @@ class Stack(Mixer):
         valid_B: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """See `Mixer`."""
+        return self._run(x_BTD, state, inject_BTE, valid_B, advance=True)
+
+    def peek(self, x_BTD: Tensor, state: State, inject_BTE: Tensor | None) -> Tensor:
+        """Return the outputs alone: where there are kernels for it, no state is written."""
+        return self._run(x_BTD, state, inject_BTE, None, advance=False)[0]
+
+    def _run(
+        self,
+        x_BTD: Tensor,
+        state: State,
+        inject_BTE: Tensor | None,
+        valid_B: Tensor | None,
+        *,
+        advance: bool,
+    ) -> tuple[Tensor, State]:
         r_BTD = x_BTD.float() if x_BTD.dtype.itemsize < 4 else x_BTD
         states = state if state is not None else (None,) * len(self.layers)
         y_BTD, next_states = None, []
         for block, before in zip(self.blocks, states, strict=True):
-            r_BTD, y_BTD, after = self.call(block, r_BTD, y_BTD, before, inject_BTE, valid_B)
+            r_BTD, y_BTD, after = self.call(
+                block, r_BTD, y_BTD, before, inject_BTE, valid_B, advance
+            )
             next_states.append(after)
         return self.norm_f(r_BTD, y_BTD), tuple(next_states)
 

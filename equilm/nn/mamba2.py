@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from equilm.nn.linear import DepthwiseTaps, Linear, VariationalDropout
-from equilm.nn.mixer import Mixer
-from equilm.nn.norm import GatedRMSNorm, compute_dtype
+from equilm.nn.mixer import Mixer, State
+from equilm.nn.norm import GatedRMSNorm, RMSNorm, compute_dtype
 from equilm.ops.fp8 import Scaled
 from equilm.ops.gated_scan import Weights, gated_scan
 
@@ -137,6 +137,49 @@ class Mamba2(Mixer):
         )
         y_BTD = self.out_proj(y_BTI if scale is None else Scaled(y_BTI, scale))
         return self.dropout(y_BTD), Mamba2State(window_BWC, scan_BHPN)
+
+    def token(
+        self,
+        norm: nn.Module,
+        r_BTD: Tensor,
+        y_BTD: Tensor | None,
+        state: Mamba2State | None,
+        inject_BTE: Tensor | None,
+        advance: bool,
+    ) -> tuple[Tensor, Tensor, State] | None:
+        """See `Mixer`; on a GPU, while nothing is recorded or dropped."""
+        if (
+            state is None
+            or not isinstance(norm, RMSNorm)
+            or not r_BTD.is_cuda
+            or r_BTD.dtype != torch.float32
+            or torch.is_grad_enabled()
+            or (self.training and self.dropout.rate > 0)
+        ):
+            return None
+        from equilm.ops.token_triton import Layer, layer_token
+
+        r_RD, y_RD, window_BWC, scan_BHPN = layer_token(
+            r_BTD[:, 0],
+            None if y_BTD is None else y_BTD[:, 0],
+            Layer(
+                norm_D=norm.weight,
+                in_ED=self.in_proj.effective(),
+                out_DI=self.out_proj.effective(),
+                inner=self._weights(),
+                groups=self.config.groups,
+                eps=norm.eps,
+                inner_eps=self.norm.eps,
+            ),
+            state.window_BWC.contiguous(),
+            state.scan_BHPN.contiguous(),
+            None if inject_BTE is None else inject_BTE[:, 0],
+            advance=advance,
+        )
+        after = None
+        if window_BWC is not None and scan_BHPN is not None:
+            after = Mamba2State(window_BWC, scan_BHPN)
+        return r_RD[:, None], y_RD[:, None], after
 
     def flops_per_token(self, length: int) -> float:
         """Projections, convolution and the recurrent form of the scan."""

@@ -46,6 +46,27 @@ class Mixer(nn.Module, ABC):
     ) -> tuple[Tensor, State]:
         """Return y_BTD and the state after the first `valid_B` (all, if `None`) of the T tokens."""
 
+    def token(
+        self,
+        norm: nn.Module,
+        r_BTD: Tensor,
+        y_BTD: Tensor | None,
+        state: State,
+        inject_BTE: Tensor | None,
+        advance: bool,
+    ) -> tuple[Tensor, Tensor, State] | None:
+        """Do a whole layer for one token a row: r ← r + y, norm, this mixer.
+
+        Returns the stream r, the branch y still to be added, and the next state, which may be
+        anything unless `advance`; `None` where there are no kernels for it, as by default.
+        """
+        return None
+
+    def peek(self, x_BTD: Tensor, state: State, inject_BTE: Tensor | None) -> Tensor:
+        """Return the outputs alone, for a call whose next state nobody wants."""
+        y_BTD: Tensor = self(x_BTD, state, inject_BTE)[0]
+        return y_BTD
+
     @abstractmethod
     def flops_per_token(self, length: int) -> float:
         """Return the multiply–add operations × 2 of one token at context `length`, forward."""

@@ -27,13 +27,13 @@ def add_rms_norm(
         scale: () divides the second result, which then comes in e4m3; no gradients.
 
     Returns:
-        The sum in float32 or wider, and its norm.
+        The sum in float32 or wider (on a GPU with a scale, in `dtype`), and its norm.
 
     Source: Zhang and Sennrich 2019, arXiv 1910.07467. On a GPU: `norm_triton.py`.
     """
-    if r_BTD.dtype.itemsize < 4:
+    if r_BTD.dtype.itemsize < 4 and (y_BTD is None or not r_BTD.is_cuda):
         r_BTD = r_BTD.float()
-    if r_BTD.is_cuda and r_BTD.dtype == torch.float32:
+    if r_BTD.is_cuda and r_BTD.dtype != torch.float64:
         from equilm.ops.norm_triton import AddNorm
 
         return AddNorm.apply(r_BTD, y_BTD, weight_D, eps, dtype or torch.float32, scale)

@@ -106,7 +106,8 @@ def test_scan(tokens: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "width", "groups", "state"), [(4, 16, 2, 16), (1, 24, 1, 20), (1, 96, 1, 16)]
+    ("heads", "width", "groups", "state"),
+    [(4, 16, 2, 16), (1, 24, 1, 20), (1, 96, 1, 16), (1, 16, 1, 80)],
 )
 def test_scan_of_odd_sizes(heads: int, width: int, groups: int, state: int) -> None:
     check_scan(scan_inputs(35, heads, width, groups, state), torch.float32)
@@ -251,3 +252,14 @@ def test_norms_of_more_rows_than_programs(monkeypatch: pytest.MonkeyPatch) -> No
         torch.float32,
         half=(),
     )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_group_norm(groups: int) -> None:
+    from equilm.ops.norm_triton import group_norm
+
+    x, weight = torch.randn(2, 5, 24, device=DEVICE), torch.randn(24, device=DEVICE)
+    got = group_norm(x, weight, groups=groups, eps=1e-5, dtype=torch.float32, scale=None)
+    parts = x.unflatten(-1, (groups, -1))
+    expected = torch.nn.functional.rms_norm(parts, parts.shape[-1:], eps=1e-5).flatten(2) * weight
+    torch.testing.assert_close(got, expected)

@@ -1,0 +1,166 @@
+"""The Triton kernels of one Mamba2 layer for one token a row. Read `token_triton.py` first."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def project(
+    x,
+    y,
+    norm,
+    weight,
+    total,
+    out,
+    num_inputs,
+    num_outputs,
+    eps,
+    HAS_Y: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    K: tl.constexpr,
+):
+    """W RMSNorm(x + y) of one row, and x + y.
+
+    A program owns O outputs and reads their weights once; the factor of the norm is applied behind
+    the product.
+    """
+    o = tl.program_id(0) * O + tl.arange(0, O)
+    o_mask = o < num_outputs
+    sum_O = tl.zeros((O,), dtype=tl.float32)
+    square = 0.0
+    for start in range(0, num_inputs, K):
+        k = start + tl.arange(0, K)
+        k_mask = k < num_inputs
+        w_OK = tl.load(
+            weight + o[:, None].to(tl.int64) * num_inputs + k[None, :],
+            mask=o_mask[:, None] & k_mask[None, :],
+            other=0.0,
+        )
+        x_K = tl.load(x + k, mask=k_mask, other=0.0).to(tl.float32)
+        if HAS_Y:
+            x_K += tl.load(y + k, mask=k_mask, other=0.0).to(tl.float32)
+            if tl.program_id(0) == 0:
+                tl.store(total + k, x_K, mask=k_mask)
+        square += tl.sum(x_K * x_K, 0)
+        x_K *= tl.load(norm + k, mask=k_mask, other=0.0).to(tl.float32)
+        sum_O += tl.sum(w_OK.to(tl.float32) * x_K[None, :], 1)
+    sum_O *= tl.rsqrt(square / num_inputs + eps)
+    tl.store(out + o, sum_O.to(out.dtype.element_ty), mask=o_mask)
+
+
+@triton.jit
+def _raw(proj, inject, at, mask, HAS_INJECT: tl.constexpr):
+    value = tl.load(proj + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_INJECT:
+        value += tl.load(inject + at, mask=mask, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def _convolved(
+    proj,
+    inject,
+    taps,
+    bias,
+    window,
+    window_out,
+    c,
+    mask,
+    num_inner,
+    num_channels,
+    writes,
+    HAS_INJECT: tl.constexpr,
+    WRITE: tl.constexpr,
+    W: tl.constexpr,
+):
+    """SiLU(conv) of channels c; whoever `writes` them leaves the next window."""
+    newest = _raw(proj, inject, num_inner + c, mask, HAS_INJECT)
+    value = newest * tl.load(taps + c * W + (W - 1), mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(bias + c, mask=mask, other=0.0).to(tl.float32)
+    for slot in tl.static_range(W - 1):
+        at = slot * num_channels + c
+        seen = tl.load(window + at, mask=mask, other=0.0).to(tl.float32)
+        value += seen * tl.load(taps + c * W + slot, mask=mask, other=0.0).to(tl.float32)
+        if WRITE and slot > 0:
+            tl.store(window_out + at - num_channels, seen, mask=mask & writes)
+    if WRITE:
+        tl.store(window_out + (W - 2) * num_channels + c, newest, mask=mask & writes)
+    return value * tl.sigmoid(value)
+
+
+@triton.jit
+def _softplus(value):
+    e = tl.exp(-tl.abs(value))
+    # log(1 + e) without losing a small e.
+    small = e * (1 - e * (0.5 - e * (1.0 / 3)))
+    return tl.maximum(value, 0.0) + tl.where(e < 1e-3, small, tl.log(1 + e))
+
+
+@triton.jit
+def read(
+    proj,
+    inject,
+    taps,
+    taps_bias,
+    dt_bias,
+    a_log,
+    skip,
+    window,
+    state,
+    out,
+    window_out,
+    state_out,
+    num_inner,
+    num_channels,
+    num_outputs,
+    stride_proj,
+    stride_inject,
+    num_heads,
+    heads_per_group,
+    num_p,
+    num_n,
+    num_groups,
+    HAS_INJECT: tl.constexpr,
+    WRITE: tl.constexpr,
+    W: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+):
+    """(S c + skip x) · SiLU(gate) with S = exp(dt a) S_before + dt x ⊗ b, for P of one head."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    p, n = tl.program_id(2) * P + tl.arange(0, P), tl.arange(0, N)
+    p_mask, n_mask = p < num_p, n < num_n
+    proj += row * stride_proj
+    inject += row * stride_inject
+    window += row * (W - 1) * num_channels
+    window_out += row * (W - 1) * num_channels
+    group, at = head // heads_per_group, head * num_p + p
+    gate_P = _raw(proj, inject, at, p_mask, HAS_INJECT)
+    gate_P *= tl.sigmoid(gate_P)
+    always = p >= 0
+    x_P = _convolved(
+        proj, inject, taps, taps_bias, window, window_out, at, p_mask,
+        num_inner, num_channels, always, HAS_INJECT, WRITE, W,
+    )  # fmt: skip
+    # Directions are shared by a group; its first program leaves their window.
+    first = n < tl.where(head % heads_per_group + tl.program_id(2) == 0, num_n, 0)
+    at_b = num_inner + group * num_n + n
+    b_N = _convolved(
+        proj, inject, taps, taps_bias, window, window_out, at_b, n_mask,
+        num_inner, num_channels, first, HAS_INJECT, WRITE, W,
+    )  # fmt: skip
+    c_N = _convolved(
+        proj, inject, taps, taps_bias, window, window_out, at_b + num_groups * num_n, n_mask,
+        num_inner, num_channels, first, HAS_INJECT, WRITE, W,
+    )  # fmt: skip
+    raw = _raw(proj, inject, num_inner + num_channels + head, head >= 0, HAS_INJECT)
+    dt = _softplus(raw + tl.load(dt_bias + head).to(tl.float32))
+    decay = tl.exp(-dt * tl.exp(tl.load(a_log + head).to(tl.float32)))
+    state_at = ((row * num_heads + head) * num_p + p[:, None]) * num_n + n[None, :]
+    mask = p_mask[:, None] & n_mask[None, :]
+    state_PN = tl.load(state + state_at, mask=mask, other=0.0).to(tl.float32)
+    state_PN = state_PN * decay + (dt * x_P)[:, None] * b_N[None, :]
+    if WRITE:
+        tl.store(state_out + state_at, state_PN, mask=mask)
+    y_P = tl.sum(state_PN * c_N[None, :], 1) + tl.load(skip + head).to(tl.float32) * x_P
+    tl.store(out + row * num_inner + at, (y_P * gate_P).to(out.dtype.element_ty), mask=p_mask)

@@ -1,0 +1,156 @@
+"""One Mamba2 layer for one token a row, in three launches for one row and five for more.
+
+The weights are read once, the state once, and nothing is written back unless asked for. The twin is
+the layer itself: `nn/block.py` over `ops/{norm,gated_scan}.py`. Read `token_kernels.py` next.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from equilm.ops import token_kernels as kernels
+from equilm.ops.gated_scan import Weights
+from equilm.ops.norm_triton import AddNorm, group_norm
+
+
+class Layer(NamedTuple):
+    """What a layer has learned; the two projections come in the compute type."""
+
+    norm_D: Tensor
+    in_ED: Tensor
+    out_DI: Tensor
+    inner: Weights
+    groups: int
+    eps: float  # of the norm before the layer
+    inner_eps: float
+
+
+class Answer(NamedTuple):
+    """The stream, the branch still to be added to it, and the state after the token."""
+
+    r_RD: Tensor  # float32
+    y_RD: Tensor
+    window_RWC: Tensor | None  # float32
+    scan_RHPN: Tensor | None  # float32
+
+
+def layer_token(
+    r_RD: Tensor,
+    y_RD: Tensor | None,
+    layer: Layer,
+    window_RWC: Tensor,
+    scan_RHPN: Tensor,
+    inject_RE: Tensor | None,
+    *,
+    advance: bool,
+) -> Answer:
+    """r ← r + y; y ← W_out RMSNorm(S c · SiLU(gate)) of W_in RMSNorm(r) + inject.
+
+    Args:
+        r_RD: (R, D) float32, the stream.
+        y_RD: (R, D) the branch still to be added; `None` adds nothing.
+        layer: What was learned.
+        window_RWC: (R, W − 1, C) the convolution's inputs before.
+        scan_RHPN: (R, H, P, N) the state before, float32 or bf16.
+        inject_RE: (R, E) added behind the first projection, dense in E.
+        advance: Whether to return the state after the token; the one given is never changed.
+    """
+    dtype = layer.in_ED.dtype
+    if len(r_RD) == 1 and layer.groups == 1:
+        r_RD, proj_RE = _project(r_RD, y_RD, layer.norm_D, layer.in_ED, layer.eps)
+        gated_RI, window, state = _read(
+            proj_RE, layer, window_RWC, scan_RHPN, inject_RE, advance, torch.float32
+        )
+        _, y_RD = _project(gated_RI, None, layer.inner.norm_I, layer.out_DI, layer.inner_eps)
+        return Answer(r_RD, y_RD, window, state)
+    r_RD, a_RD = AddNorm.apply(r_RD, y_RD, layer.norm_D, layer.eps, dtype, None)
+    proj_RE = F.linear(a_RD, layer.in_ED)
+    gated_RI, window, state = _read(
+        proj_RE, layer, window_RWC, scan_RHPN, inject_RE, advance, dtype
+    )
+    normed_1RI = group_norm(
+        gated_RI[None],
+        layer.inner.norm_I,
+        groups=layer.groups,
+        eps=layer.inner_eps,
+        dtype=dtype,
+        scale=None,
+    )
+    return Answer(r_RD, F.linear(normed_1RI[0], layer.out_DI), window, state)
+
+
+def _project(
+    x_1K: Tensor, y_1K: Tensor | None, norm_K: Tensor, weight_OK: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x + y, and W RMSNorm(x + y) in float32."""
+    outputs, inputs = weight_OK.shape
+    total = x_1K if y_1K is None else torch.empty(x_1K.shape, device=x_1K.device)
+    out = torch.empty(1, outputs, device=x_1K.device)
+    # As many programs as the memory needs to be busy.
+    owned = 8 if outputs >= 2048 else 4
+    kernels.project[(triton.cdiv(outputs, owned),)](
+        x_1K,
+        y_1K,
+        norm_K,
+        weight_OK,
+        total,
+        out,
+        inputs,
+        outputs,
+        eps,
+        HAS_Y=y_1K is not None,
+        O=owned,
+        K=min(2048, triton.next_power_of_2(inputs)),
+    )
+    return total, out
+
+
+def _read(
+    proj_RE: Tensor,
+    layer: Layer,
+    window_RWC: Tensor,
+    scan_RHPN: Tensor,
+    inject_RE: Tensor | None,
+    advance: bool,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """S c · SiLU(gate) in `dtype`, and the next window and state."""
+    rows, device, inner = len(proj_RE), proj_RE.device, layer.inner
+    heads, head_width, state_size = scan_RHPN.shape[1:]
+    gated = torch.empty(rows, heads * head_width, dtype=dtype, device=device)
+    window = torch.empty(window_RWC.shape, device=device) if advance else None
+    state = torch.empty(scan_RHPN.shape, device=device) if advance else None
+    part = min(16 if rows < 8 else 64, triton.next_power_of_2(head_width))
+    kernels.read[(rows, heads, triton.cdiv(head_width, part))](
+        proj_RE,
+        proj_RE if inject_RE is None else inject_RE,
+        inner.taps_CW,
+        inner.taps_bias_C,
+        inner.dt_bias_H,
+        inner.a_log_H,
+        inner.skip_H,
+        window_RWC,
+        scan_RHPN,
+        gated,
+        gated if window is None else window,
+        gated if state is None else state,
+        heads * head_width,
+        len(inner.taps_CW),
+        proj_RE.shape[1],
+        proj_RE.stride(0),
+        0 if inject_RE is None else inject_RE.stride(0),
+        heads,
+        heads // layer.groups,
+        head_width,
+        state_size,
+        layer.groups,
+        HAS_INJECT=inject_RE is not None,
+        WRITE=advance,
+        W=inner.taps_CW.shape[1],
+        P=part,
+        N=triton.next_power_of_2(state_size),
+    )
+    return gated, window, state

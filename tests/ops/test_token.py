@@ -1,0 +1,79 @@
+"""One layer for one token a row: the kernels against the layer's own operations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from equilm.ops.gated_scan import Weights, gated_scan
+from equilm.ops.norm import add_rms_norm
+
+pytest.importorskip("triton", reason="kernels need Triton")
+
+from equilm.ops.token_triton import Layer, layer_token
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZES = [(1, 24, 2, 16, 16, 1), (3, 24, 4, 8, 12, 2), (17, 40, 2, 16, 16, 1)]
+
+
+def draw(
+    rows: int, width: int, heads: int, head_width: int, size: int, groups: int
+) -> tuple[Layer, list[Tensor]]:
+    inner = heads * head_width
+    channels = inner + 2 * groups * size
+    outputs = inner + channels + heads
+    weights = Weights(
+        taps_CW=torch.randn(channels, 4),
+        taps_bias_C=torch.randn(channels),
+        dt_bias_H=torch.randn(heads) - 2,
+        a_log_H=torch.randn(heads),
+        skip_H=torch.randn(heads),
+        norm_I=torch.randn(inner),
+    )
+    layer = Layer(
+        norm_D=torch.randn(width),
+        in_ED=torch.randn(outputs, width) / width**0.5,
+        out_DI=torch.randn(width, inner) / inner**0.5,
+        inner=weights,
+        groups=groups,
+        eps=1e-5,
+        inner_eps=1e-5,
+    )
+    r, y, u = torch.randn(rows, width), torch.randn(rows, width), torch.randn(rows, outputs)
+    window, state = torch.randn(rows, 3, channels), torch.randn(rows, heads, head_width, size)
+    return layer, [r, y, window, state, u]
+
+
+def twin(
+    layer: Layer, r: Tensor, y: Tensor | None, window: Tensor, state: Tensor, u: Tensor | None
+) -> list[Tensor]:
+    r, a = add_rms_norm(r[:, None], None if y is None else y[:, None], layer.norm_D)
+    proj = F.linear(a, layer.in_ED)
+    inject = None if u is None else u[:, None]
+    x, window, state = gated_scan(proj, inject, layer.inner, window, state, groups=layer.groups)
+    return [r[:, 0], F.linear(x, layer.out_DI)[:, 0], window, state]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("advance", [False, True])
+def test_layer(sizes: tuple[int, ...], bare: bool, advance: bool) -> None:
+    layer, (r, y, window, state, u) = draw(*sizes)
+    expected = twin(layer, r, None if bare else y, window, state, None if bare else u)
+    there = layer._replace(
+        norm_D=layer.norm_D.to(DEVICE),
+        in_ED=layer.in_ED.to(DEVICE),
+        out_DI=layer.out_DI.to(DEVICE),
+        inner=Weights(*(part.to(DEVICE) for part in layer.inner)),
+    )
+    r, y, window, state, u = (part.to(DEVICE) for part in (r, y, window, state, u))
+    before = window.clone(), state.clone()
+    got = layer_token(
+        r, None if bare else y, there, window, state, None if bare else u, advance=advance
+    )
+    for left, right in zip(got, expected if advance else [*expected[:2], None, None], strict=True):
+        if left is None or right is None:
+            assert left is right
+        else:
+            torch.testing.assert_close(left.cpu(), right, rtol=1e-4, atol=1e-5)
+    assert torch.equal(window, before[0]) and torch.equal(state, before[1])

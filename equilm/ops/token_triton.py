@@ -90,7 +90,7 @@ def _project(
     total = x_1K if y_1K is None else torch.empty(x_1K.shape, device=x_1K.device)
     out = torch.empty(1, outputs, device=x_1K.device)
     # As many programs as the memory needs to be busy.
-    owned = 8 if outputs >= 2048 else 4
+    owned = 4 if outputs >= 2048 else 2
     kernels.project[(triton.cdiv(outputs, owned),)](
         x_1K,
         y_1K,

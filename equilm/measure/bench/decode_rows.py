@@ -1,11 +1,12 @@
-"""One sweep of all layers for one token a sequence: what decoding repeats. Launching is included.
+"""One sweep of all layers for one token a sequence: what decoding repeats, from a graph on a GPU.
 
 Tested first: outputs and next states of two layers. Read `operation.py` next.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from equilm.measure.bench.place import Place, records_of
 from equilm.measure.bench.rows import Row, config_of
 from equilm.measure.bench.tested import compare
 from equilm.nn.block import Stack
+from equilm.nn.graph import recorded
 from equilm.nn.linear import prepared
 from equilm.nn.mixer import State
 from equilm.record import Record
@@ -57,9 +59,11 @@ def check_sweep(row: Row, place: Place) -> None:
     with torch.no_grad():
         with place.computing(), prepared(body):
             got = body(z_B1D, _copied(before), u_B1E)
+            peeked = body.peek(z_B1D, _copied(before), u_B1E)
         wide = tree.map_(_wide, before)
         expected = twin(z_B1D.double(), wide, u_B1E.double())
     compare(f"sweep of {row.model}", _named(got), _named(expected), place.dtype, slack=SLACK)
+    compare("its output alone", {"y": peeked}, {"y": expected[0]}, place.dtype, slack=SLACK)
 
 
 def _measure(name: str, row: Row, place: Place) -> list[Record]:
@@ -67,7 +71,9 @@ def _measure(name: str, row: Row, place: Place) -> list[Record]:
     body = stack_of(model)
     state, z_B1D, u_B1E = _inputs(body, row.batch, place)
     with torch.no_grad(), place.computing(), prepared(body):
-        run = lambda: body(z_B1D, state, u_B1E)  # noqa: E731
+        run: Callable[[], Tensor] = partial(body.peek, z_B1D, state, u_B1E)
+        if place.device.type == "cuda":
+            run = recorded(run)
         ms = median_ms([run], place.device, repeats=REPEATS)
         held = int(tensor_bytes(state)) + sum(p.numel() * p.itemsize for p in model.parameters())
         most = peak_gib(run, place.device, held=held)

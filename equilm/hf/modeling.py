@@ -60,6 +60,8 @@ class EquilmPreTrainedModel(PreTrainedModel):
         if name is None:
             super()._init_weights(module)
             return
+        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            return  # offloaded
         scale = stream_scale(core) if name.endswith(INTO_STREAM) else 1.0
         own = [p for p in module.parameters(recurse=False) if getattr(p, LOADED, False)]
         kept = [parameter.clone() for parameter in own]
@@ -124,6 +126,9 @@ class EquilmModel(EquilmPreTrainedModel):
         """Return the outputs before the head; arguments as of `EquilmForCausalLM.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: expected exactly one of input_ids and inputs_embeds")
+        if next(self.core.parameters()).is_meta:
+            # It is evaluated many times for one forward, and prepares its weights before.
+            raise ValueError("device_map: expected the core on a device, got it offloaded")
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = _cache(past_key_values, self._use_cache(use_cache))
         seen = 0 if cache is None else cache.get_seq_length()
@@ -217,7 +222,7 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
         Raises:
             TypeError: For another option.
             ValueError: For tokens and embeddings, or neither; for a mask of another shape, another
-                kind of cache, a dial of a solve there is not.
+                kind of cache, a dial of a solve there is not; for a core that is offloaded.
         """
         if unknown := loss_options.keys() - LOSS_OPTIONS:
             raise TypeError(f"forward() got an unexpected keyword argument '{unknown.pop()}'")

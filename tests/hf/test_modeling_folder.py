@@ -80,6 +80,21 @@ def test_a_device_map_is_honoured(kind: str, tmp_path: Path) -> None:
         assert_same_weights(read(saved(kind, tmp_path), device_map=device_map), face(kind))
 
 
+@torch.no_grad()
+def test_embedding_and_head_may_be_offloaded_but_not_the_core(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    saved(kind, tmp_path)
+    (tokens,) = ragged(5)
+    for core, others in (("cpu", "disk"), ("disk", "cpu")):
+        places = {"model.embed_tokens": others, "model.core": core, "lm_head": others}
+        model = read(tmp_path, device_map=places, offload_folder=str(tmp_path / "offloaded"))
+        if core == "cpu":
+            assert torch.equal(model(tokens).logits, face(kind)(tokens).logits)
+        else:
+            with pytest.raises(ValueError, match="device_map: expected the core on a device"):
+                model(tokens)
+
+
 def test_what_a_folder_lacks_is_drawn_and_the_rest_kept(kind: str, tmp_path: Path) -> None:
     from equilm.hf.modeling import EquilmForCausalLM
 

@@ -65,6 +65,8 @@ class Attention(Mixer):
     Source: Llama as in `transformers`; injection as in arXiv 2502.07827 (before the rotation).
     """
 
+    takes_scaled = True
+
     def __init__(
         self,
         config: AttentionConfig,
@@ -90,7 +92,7 @@ class Attention(Mixer):
         self.wq = Linear(width, width, weight_norm=weight_norm)
         self.wk = Linear(width, kv_width, weight_norm=weight_norm)
         self.wv = Linear(width, kv_width, weight_norm=weight_norm)
-        self.qkv = Joined(self.wq, self.wk, self.wv)
+        self.qkv = Joined(self.wq, self.wk, self.wv, after_norm=True)
         self.out_proj = Linear(width, width, weight_norm=weight_norm)
         self.dropout = VariationalDropout(dropout)
 
@@ -109,22 +111,22 @@ class Attention(Mixer):
         valid_B: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState]:
         """See `Mixer`."""
-        before_B = None if state is None else state.length_B
+        before = 0 if state is None else _lengths(state)
         query_BTHP, key_BSHP, value_BSHP = split_heads(
             self.qkv(x_BTD),
             inject_BTE,
-            before_B,
+            before,
             heads=self.heads,
             kv_heads=self.kv_heads,
             theta=self.config.theta,
             cache=None if state is None else (state.key_BSHP, state.value_BSHP),
         )
-        y_BTHP = attend(query_BTHP, key_BSHP, value_BSHP, before_B)
+        y_BTHP = attend(query_BTHP, key_BSHP, value_BSHP, before)
         length_B = valid_B
         if length_B is None:
-            length_B = torch.full((x_BTD.shape[0],), x_BTD.shape[1], device=x_BTD.device)
-        if before_B is not None:
-            length_B = before_B + length_B
+            length_B = torch.full(y_BTHP.shape[:1], y_BTHP.shape[1], device=y_BTHP.device)
+        if state is not None:
+            length_B = state.length_B + length_B
         y_BTD = self.dropout(self.out_proj(y_BTHP.flatten(2)))
         return y_BTD, AttentionState(key_BSHP, value_BSHP, length_B)
 
@@ -137,3 +139,11 @@ class Attention(Mixer):
 def room(state: AttentionState) -> int:
     """Return how many tokens the fullest row still takes; waits for the device."""
     return max(0, state.key_BSHP.shape[1] - 1 - int(state.length_B.max()))
+
+
+def _lengths(state: AttentionState) -> Tensor | int:
+    """One number for all rows if there is one, and to know it the host need not wait."""
+    if state.length_B.is_cuda:
+        return state.length_B
+    lengths = set(state.length_B.tolist())
+    return lengths.pop() if len(lengths) == 1 else state.length_B

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equilm.nn.linear import Linear, Prepared
+from equilm.ops import fp8
+from equilm.ops.fp8 import Scaled, quantise
 
 
 class Joined(Prepared):
@@ -18,20 +20,28 @@ class Joined(Prepared):
         tile: On a GPU each weight is padded with zeros to a multiple of this: fast products want
             rows that start at 16 bytes, and kernels whole vectors.
         dim: What is padded: 0 the outputs, 1 the inputs.
+        after_norm: Whether x comes from an RMS norm, so that it may come in 8 bits.
     """
 
-    def __init__(self, *parts: Linear, tile: int = 1, dim: int = 0) -> None:
+    def __init__(
+        self, *parts: Linear, tile: int = 1, dim: int = 0, after_norm: bool = False
+    ) -> None:
         super().__init__()
         # In a tuple they are no children of this module, and appear once in a state dict.
-        self._parts, self.tile, self.dim = parts, tile, dim
+        self._parts, self.tile, self.dim, self.after_norm = parts, tile, dim, after_norm
         self._weight: Tensor | None = None
+        self._low: Scaled | None = None
 
     def effective(self) -> Tensor:
         """Return the joined weight, the one made by `prepared` if inside it."""
         return self._join() if self._weight is None else self._weight
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor | Scaled) -> Tensor:
         """Return y (…, outputs of all parts)."""
+        if isinstance(x_BTD, Scaled):
+            weight = self.effective()
+            assert self._low is not None
+            return fp8.linear(x_BTD, self._low, len(weight), weight.dtype)
         tokens = x_BTD.numel() // x_BTD.shape[-1]
         if self._weight is None and not x_BTD.is_cuda and tokens < x_BTD.shape[-1]:
             # So few outputs are joined sooner than the weights.
@@ -52,6 +62,15 @@ class Joined(Prepared):
     def release(self) -> None:
         """Forget what was joined."""
         self._weight = None
+
+    def lower(self) -> None:
+        """Quantise."""
+        if self.after_norm:
+            self._low = quantise(self.effective().detach())
+
+    def lift(self) -> None:
+        """Forget what was quantised."""
+        self._low = None
 
     def _join(self) -> Tensor:
         weights = [self._padded(part.effective()) for part in self._parts]

@@ -18,7 +18,7 @@ class GatedMLP(nn.Module):
     Source: Shazeer 2020, arXiv 2002.05202.
     """
 
-    takes_scaled = False  # whether a may come in 8 bits
+    takes_scaled = True  # whether a may come in 8 bits (`equilm/ops/fp8.py`)
 
     def __init__(self, width: int, hidden: int, *, weight_norm: bool = False) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class GatedMLP(nn.Module):
         self.w3 = Linear(width, hidden, weight_norm=weight_norm)
         self.w2 = Linear(hidden, width, weight_norm=weight_norm)
         # Padded rows of w1 and w3 give zeros, which meet padded columns of w2.
-        self.up = Joined(self.w1, self.w3, tile=16)
+        self.up = Joined(self.w1, self.w3, tile=16, after_norm=True)
         self.down = Joined(self.w2, tile=16, dim=1)
 
     def forward(self, a_BTD: Tensor) -> Tensor:

@@ -6,56 +6,53 @@ from torch import Tensor
 
 
 def attend(
-    query_BTHP: Tensor, key_BSHP: Tensor, value_BSHP: Tensor, before_B: Tensor | None = None
+    query_BTHP: Tensor, key_BSHP: Tensor, value_BSHP: Tensor, before: Tensor | int = 0
 ) -> Tensor:
-    """softmax(q kᵀ / sqrt(P)) v over the slots a token may see.
+    """softmax(q kᵀ / sqrt(P)) v over the slots a token may see, those up to its own.
 
     Args:
         query_BTHP: (B, T, H, P).
         key_BSHP: (B, S, K, P) with K dividing H (grouped queries), any float type.
         value_BSHP: (B, S, K, P).
-        before_B: (B,) int64: the tokens are those of the slots from here on, and see all slots up
-            to their own. `None` means that keys and queries are the same T tokens.
+        before: The slot of the first token, of each row (B,) int64 or of all.
 
     Returns:
         (B, T, H, P) in the type of the queries.
 
-    On a GPU without gradients: `attend_triton.py`; without a cache, PyTorch's flash attention.
+    On a GPU: PyTorch's flash attention from slot 0 on, else without gradients `attend_triton.py`.
     """
-    if before_B is None:
-        return _product(query_BTHP, key_BSHP, value_BSHP, None, is_causal=True)
-    recording = torch.is_grad_enabled() and any(
-        part.requires_grad for part in (query_BTHP, key_BSHP, value_BSHP)
-    )
-    if query_BTHP.is_cuda and query_BTHP.dtype != torch.float64 and not recording:
+    tokens, slots = query_BTHP.shape[1], key_BSHP.shape[1]
+    if isinstance(before, Tensor) and _has_kernel(query_BTHP, key_BSHP, value_BSHP):
         from equilm.ops.attend_triton import attend_cached
 
-        return attend_cached(query_BTHP, key_BSHP, value_BSHP, before_B)
-    tokens, slots = query_BTHP.shape[1], key_BSHP.shape[1]
-    if not query_BTHP.is_cuda:
+        return attend_cached(query_BTHP, key_BSHP, value_BSHP, before)
+    if isinstance(before, int):
+        slots = min(slots, before + tokens)
+    elif not before.is_cuda:
         # Reading the lengths costs a CPU nothing, and what lies past them need not be looked at.
-        slots = min(slots, int(before_B.max()) + tokens)
-        key_BSHP, value_BSHP = key_BSHP[:, :slots], value_BSHP[:, :slots]
-    last_BT1 = (before_B[:, None] + torch.arange(tokens, device=before_B.device))[..., None]
-    mask_B1TS = (torch.arange(slots, device=before_B.device) <= last_BT1)[:, None]
-    return _product(query_BTHP, key_BSHP, value_BSHP, mask_B1TS, is_causal=False)
-
-
-def _product(
-    query_BTHP: Tensor,
-    key_BSHP: Tensor,
-    value_BSHP: Tensor,
-    mask_B1TS: Tensor | None,
-    *,
-    is_causal: bool,
-) -> Tensor:
+        slots = min(slots, int(before.max()) + tokens)
+    is_causal = isinstance(before, int) and before == 0 and slots == tokens
+    mask_B1TS = None
+    if not is_causal and (tokens > 1 or isinstance(before, Tensor)):
+        device = query_BTHP.device
+        first_B111 = torch.as_tensor(before, device=device).view(-1, 1, 1, 1)
+        last_B1T1 = first_B111 + torch.arange(tokens, device=device)[:, None]
+        mask_B1TS = torch.arange(slots, device=device) <= last_B1T1
     # Without a mask and in half precision, the transposed views are what flash attention takes.
     y_BHTP = F.scaled_dot_product_attention(
         query_BTHP.transpose(1, 2),
-        key_BSHP.to(query_BTHP.dtype).transpose(1, 2),
-        value_BSHP.to(query_BTHP.dtype).transpose(1, 2),
+        key_BSHP[:, :slots].to(query_BTHP.dtype).transpose(1, 2),
+        value_BSHP[:, :slots].to(query_BTHP.dtype).transpose(1, 2),
         attn_mask=mask_B1TS,
         is_causal=is_causal,
         enable_gqa=query_BTHP.shape[2] != key_BSHP.shape[2],
     )
     return y_BHTP.transpose(1, 2)
+
+
+def _has_kernel(query_BTHP: Tensor, key_BSHP: Tensor, value_BSHP: Tensor) -> bool:
+    """On a GPU, as long as nobody asks for gradients."""
+    recording = torch.is_grad_enabled() and any(
+        part.requires_grad for part in (query_BTHP, key_BSHP, value_BSHP)
+    )
+    return query_BTHP.is_cuda and query_BTHP.dtype != torch.float64 and not recording

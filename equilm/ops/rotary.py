@@ -12,7 +12,7 @@ from torch import Tensor
 def split_heads(
     qkv_BTE: Tensor,
     inject_BTE: Tensor | None = None,
-    before_B: Tensor | None = None,
+    before: Tensor | int = 0,
     *,
     heads: int,
     kv_heads: int,
@@ -24,13 +24,13 @@ def split_heads(
     Args:
         qkv_BTE: (B, T, E), E = (H + 2K) · P, output of one projection.
         inject_BTE: (B, T, E) added to it, any float type.
-        before_B: (B,) int64, tokens before these in each row; `None` means none.
+        before: How many tokens came before these, in each row (B,) int64 or in all.
         heads: H.
         kv_heads: K.
         theta: Base of the rotary frequencies; 500,000 in the published models.
-        cache: Buffers (B, S, K, P) whose slots from `before_B` on take the keys and values; in
-            place, unless autograd needs the buffers as they are. What lies past the end, padding,
-            goes into the last slot.
+        cache: Buffers (B, S, K, P) whose slots from `before` on take the keys and values; in
+            place, unless autograd needs the buffers as they are. What would lie past the end is
+            padding, and the last slot may take it.
 
     Returns:
         Queries (B, T, H, P) in the type of `qkv_BTE`; keys and values likewise (B, T, K, P), or
@@ -45,30 +45,32 @@ def split_heads(
     if qkv_BTE.is_cuda and qkv_BTE.dtype != torch.float64:
         from equilm.ops.rotary_triton import SplitHeads, split_heads_into
 
+        before_B = before if isinstance(before, Tensor) else None
+        if isinstance(before, int) and before > 0:
+            before_B = torch.full((len(qkv_BTE),), before, device=qkv_BTE.device)
         if cache is not None and in_place:
-            assert before_B is not None
             query_BTHP = split_heads_into(qkv_BTE, inject_BTE, before_B, *cache, heads, theta)
             return query_BTHP, *cache
         parts = SplitHeads.apply(qkv_BTE, inject_BTE, before_B, heads, kv_heads, theta)
     else:
-        parts = _split_heads(qkv_BTE, inject_BTE, before_B, heads, kv_heads, theta)
+        parts = _split_heads(qkv_BTE, inject_BTE, before, heads, kv_heads, theta)
     if cache is None:
         return parts
-    assert before_B is not None
+    write = _write if in_place else _written
     query_BTHP, *new = parts
     key_BSHP, value_BSHP = (
-        _written(buffer_BSHP, new_BTHP, before_B, in_place)
+        write(buffer_BSHP, new_BTHP.to(buffer_BSHP.dtype), before)
         for buffer_BSHP, new_BTHP in zip(cache, new, strict=True)
     )
     return query_BTHP, key_BSHP, value_BSHP
 
 
-def rotary(x_BTHP: Tensor, before_B: Tensor | None = None, *, theta: float) -> Tensor:
+def rotary(x_BTHP: Tensor, before: Tensor | int = 0, *, theta: float) -> Tensor:
     """Rotate the pairs (x_i, x_{i+P/2}) by position · theta^(−2i/P).
 
     Args:
         x_BTHP: (B, T, H, P) queries or keys, P even.
-        before_B: (B,) tokens before these in each row; `None` means none.
+        before: How many tokens came before these, in each row (B,) int64 or in all.
         theta: Base of the frequencies.
 
     Returns:
@@ -77,7 +79,7 @@ def rotary(x_BTHP: Tensor, before_B: Tensor | None = None, *, theta: float) -> T
     Source: Su et al. 2021, arXiv 2104.09864, in the half-split layout of Llama in `transformers`.
     """
     wide = torch.promote_types(x_BTHP.dtype, torch.float32)
-    cos_BT1P, sin_BT1P = _angles(x_BTHP, before_B, theta, wide).chunk(2, dim=-1)
+    cos_BT1P, sin_BT1P = _angles(x_BTHP, before, theta, wide).chunk(2, dim=-1)
     half = x_BTHP.shape[-1] // 2
     swapped_BTHP = torch.cat([x_BTHP[..., half:], x_BTHP[..., :half]], dim=-1)
     turned_BTHP = torch.addcmul(x_BTHP.to(wide) * cos_BT1P, swapped_BTHP.to(wide), sin_BT1P)
@@ -87,7 +89,7 @@ def rotary(x_BTHP: Tensor, before_B: Tensor | None = None, *, theta: float) -> T
 def _split_heads(
     qkv_BTE: Tensor,
     inject_BTE: Tensor | None,
-    before_B: Tensor | None,
+    before: Tensor | int,
     heads: int,
     kv_heads: int,
     theta: float,
@@ -98,20 +100,19 @@ def _split_heads(
         sum_BTE = qkv_BTE.to(wide) + inject_BTE
     all_BTHP = sum_BTE.unflatten(-1, (heads + 2 * kv_heads, -1))
     turned_BTHP, value_BTHP = all_BTHP.split([heads + kv_heads, kv_heads], dim=2)
-    turned_BTHP = rotary(turned_BTHP, before_B, theta=theta).to(qkv_BTE.dtype)
+    turned_BTHP = rotary(turned_BTHP, before, theta=theta).to(qkv_BTE.dtype)
     query_BTHP, key_BTHP = turned_BTHP.split([heads, kv_heads], dim=2)
     return query_BTHP, key_BTHP, value_BTHP.to(qkv_BTE.dtype)
 
 
-def _angles(x_BTHP: Tensor, before_B: Tensor | None, theta: float, dtype: torch.dtype) -> Tensor:
+def _angles(x_BTHP: Tensor, before: Tensor | int, theta: float, dtype: torch.dtype) -> Tensor:
     """[cos | cos | −sin | sin] of the tokens' angles, (B or 1, T, 1, 2P)."""
     tokens, half = x_BTHP.shape[1], x_BTHP.shape[3] // 2
-    if before_B is None:
-        table_S1P = _table(_power_of_2(tokens), half, theta, dtype)
-        return table_S1P[None, :tokens].to(x_BTHP.device)
-    table_S1P = _table(_power_of_2(int(before_B.max()) + tokens), half, theta, dtype)
-    position_BT = before_B[:, None] + torch.arange(tokens, device=before_B.device)
-    return table_S1P.to(x_BTHP.device)[position_BT]
+    end = tokens + (before if isinstance(before, int) else int(before.max()))
+    table_S1P = _table(_power_of_2(end), half, theta, dtype)
+    if isinstance(before, int):
+        return table_S1P[None, before:end].to(x_BTHP.device)
+    return table_S1P.to(x_BTHP.device)[_slots(before, tokens)]
 
 
 @lru_cache(maxsize=8)
@@ -130,12 +131,29 @@ def _power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _written(buffer_BSHP: Tensor, new_BTHP: Tensor, before_B: Tensor, in_place: bool) -> Tensor:
-    """The buffer with the new tokens in their slots."""
+def _slots(before_B: Tensor, tokens: int) -> Tensor:
+    return before_B[:, None] + torch.arange(tokens, device=before_B.device)
+
+
+def _write(buffer_BSHP: Tensor, new_BTHP: Tensor, before: Tensor | int) -> Tensor:
+    """Put the new tokens into their slots, in place."""
+    if isinstance(before, int):
+        slots_BTHP = buffer_BSHP[:, before : before + new_BTHP.shape[1]]
+        slots_BTHP.copy_(new_BTHP[:, : slots_BTHP.shape[1]])
+        return buffer_BSHP
+    return buffer_BSHP.index_put_(_index(buffer_BSHP, new_BTHP, before), new_BTHP)
+
+
+def _written(buffer_BSHP: Tensor, new_BTHP: Tensor, before: Tensor | int) -> Tensor:
+    """Return a buffer with the new tokens in their slots."""
+    if isinstance(before, int):
+        new_BTHP = new_BTHP[:, : buffer_BSHP.shape[1] - before]
+        end = before + new_BTHP.shape[1]
+        return buffer_BSHP.slice_scatter(new_BTHP, dim=1, start=before, end=end)
+    return buffer_BSHP.index_put(_index(buffer_BSHP, new_BTHP, before), new_BTHP)
+
+
+def _index(buffer_BSHP: Tensor, new_BTHP: Tensor, before_B: Tensor) -> tuple[Tensor, Tensor]:
     rows_B1 = torch.arange(len(before_B), device=before_B.device)[:, None]
-    slot_BT = before_B[:, None] + torch.arange(new_BTHP.shape[1], device=before_B.device)
-    index = (rows_B1, slot_BT.clamp(max=buffer_BSHP.shape[1] - 1))
-    new_BTHP = new_BTHP.to(buffer_BSHP.dtype)
-    if in_place:
-        return buffer_BSHP.index_put_(index, new_BTHP)
-    return buffer_BSHP.index_put(index, new_BTHP)
+    slot_BT = _slots(before_B, new_BTHP.shape[1])
+    return rows_B1, slot_BT.clamp(max=buffer_BSHP.shape[1] - 1)

@@ -203,7 +203,7 @@ class SplitHeads(torch.autograd.Function):
 def split_heads_into(
     qkv_BTE: Tensor,
     inject_BTE: Tensor | None,
-    before_B: Tensor,
+    before_B: Tensor | None,
     key_BSHP: Tensor,
     value_BSHP: Tensor,
     heads: int,

@@ -1,12 +1,15 @@
 """Several projections as one product."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from equilm.nn.joined import Joined
-from equilm.nn.linear import Linear, prepared
+from equilm.nn.linear import Linear, lowered, prepared
 from equilm.nn.mlp import GatedMLP
+from equilm.ops.fp8 import Scaled, norm_scale, to_e4m3
 from tests.tolerance import assert_close
 
 INPUTS = 6
@@ -47,8 +50,6 @@ def test_the_parameters_are_the_parts_alone() -> None:
 
 
 def test_a_copy_joins_its_own_parts() -> None:
-    from copy import deepcopy
-
     pair, x_BTD = Pair(), torch.randn(1, 1, INPUTS, dtype=torch.float64)
     copy = deepcopy(pair)
     with torch.no_grad():
@@ -73,6 +74,23 @@ def test_a_weight_joined_without_a_graph_is_joined_again_for_gradients() -> None
     with torch.no_grad(), prepared(pair), torch.enable_grad(), prepared(pair):
         pair.both(x_BTD).sum().backward()
     assert pair.one.weight_v.grad is not None
+
+
+@torch.no_grad()
+def test_products_in_8_bits() -> None:
+    one, other = Linear(16, 3), Linear(16, 30)
+    for part in (one, other):
+        nn.init.normal_(part.weight)
+    both = Joined(one, other, after_norm=True)
+    x_BTD = torch.nn.functional.rms_norm(torch.randn(2, 50, 16), (16,))
+    scale = norm_scale(torch.ones(16))
+    with prepared(both), lowered(both):
+        got_BTD = both(Scaled(to_e4m3(x_BTD, scale), scale))
+    expected_BTD = both(x_BTD)
+    assert got_BTD.shape == expected_BTD.shape
+    assert 1e-3 < ((got_BTD - expected_BTD).norm() / expected_BTD.norm()).item() < 5e-2
+    with pytest.raises(AssertionError):
+        both(Scaled(to_e4m3(x_BTD, scale), scale))
 
 
 @pytest.mark.gpu

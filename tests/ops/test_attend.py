@@ -39,6 +39,15 @@ def test_is_softmax_over_the_slots_seen(kv_heads: int) -> None:
     assert_close("attend", attend(query, key, value, before_B), expected)
 
 
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+@pytest.mark.parametrize("before", [0, 5, 9])
+def test_rows_of_one_length_in_a_buffer(before: int, tokens: int) -> None:
+    query, key, value = make(2, slots=12)
+    before_B = torch.full((ROWS,), before)
+    expected = attend(query[:, :tokens], key, value, before_B)
+    assert_close("attend", attend(query[:, :tokens], key, value, before), expected)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_rows_of_different_lengths_in_a_buffer(kv_heads: int) -> None:
     query, key, value = make(kv_heads, slots=12)
@@ -59,5 +68,5 @@ def test_slots_not_seen_do_not_matter() -> None:
 @pytest.mark.parametrize("cached", [True, False])
 def test_gradcheck(cached: bool) -> None:
     query, key, value = (part.requires_grad_() for part in make(2, slots=9 if cached else TOKENS))
-    before_B = torch.tensor([2, 0]) if cached else None
-    assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, before_B), (query, key, value))
+    before = torch.tensor([2, 0]) if cached else 0
+    assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, before), (query, key, value))

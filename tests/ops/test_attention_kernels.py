@@ -45,7 +45,8 @@ def check_split(
         return SplitHeads.apply(qkv, inject, before_B, heads, kv_heads, THETA)
 
     def twin(qkv: Tensor, inject: Tensor | None) -> Any:
-        return split_heads(qkv, inject, before_B, heads=heads, kv_heads=kv_heads, theta=THETA)
+        before = 0 if before_B is None else before_B
+        return split_heads(qkv, inject, before, heads=heads, kv_heads=kv_heads, theta=THETA)
 
     inputs = [draw(2, tokens, channels), draw(2, tokens, channels) if inject else None]
     assert_same(kernel, twin, inputs, dtype, half=(0, 1))

@@ -18,13 +18,13 @@ def draw(*shape: int) -> Tensor:
 def split(
     qkv_BTE: Tensor,
     inject_BTE: Tensor | None = None,
-    before_B: Tensor | None = None,
+    before: Tensor | int = 0,
     cache: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return split_heads(
         qkv_BTE,
         inject_BTE,
-        before_B,
+        before,
         heads=HEADS,
         kv_heads=KV_HEADS,
         theta=THETA,
@@ -48,9 +48,8 @@ def test_rotary_is_its_formula() -> None:
 def test_rotated_products_depend_on_the_distance_alone() -> None:
     query, key = draw(ROWS, TOKENS, HEADS, WIDTH), draw(ROWS, TOKENS, HEADS, WIDTH)
     products = []
-    for start in (None, 17, 4000):
-        before_B = None if start is None else torch.full((ROWS,), start)
-        turned = [rotary(part, before_B, theta=THETA) for part in (query, key)]
+    for before in (0, 17, torch.full((ROWS,), 4000)):
+        turned = [rotary(part, before, theta=THETA) for part in (query, key)]
         products.append(torch.einsum("bthp,bshp->bhts", *turned))
     assert_close("attend", products[1], products[0])
     assert_close("attend", products[2], products[0])
@@ -79,18 +78,18 @@ def test_gradcheck_of_rotary() -> None:
     assert torch.autograd.gradcheck(lambda x: rotary(x, theta=THETA), (x_BTHP,))
 
 
-@pytest.mark.parametrize("before_B", [None, torch.tensor([3, 0])])
+@pytest.mark.parametrize("before", [0, 3, torch.tensor([3, 0])])
 def test_the_projection_is_split_the_injection_added_and_queries_and_keys_rotated(
-    before_B: Tensor | None,
+    before: Tensor | int,
 ) -> None:
     qkv_BTE, inject_BTE = draw(ROWS, TOKENS, CHANNELS), draw(ROWS, TOKENS, CHANNELS)
     sizes = [HEADS * WIDTH, KV_HEADS * WIDTH, KV_HEADS * WIDTH]
     parts = [part.unflatten(-1, (-1, WIDTH)) for part in (qkv_BTE + inject_BTE).split(sizes, -1)]
-    expected = [rotary(part, before_B, theta=THETA) for part in parts[:2]] + parts[2:]
-    for got, want in zip(split(qkv_BTE, inject_BTE, before_B), expected, strict=True):
+    expected = [rotary(part, before, theta=THETA) for part in parts[:2]] + parts[2:]
+    for got, want in zip(split(qkv_BTE, inject_BTE, before), expected, strict=True):
         assert_close("attend", got, want)
-    without = split(qkv_BTE, None, before_B)
-    for got, want in zip(without, split(qkv_BTE, 0 * inject_BTE, before_B), strict=True):
+    without = split(qkv_BTE, None, before)
+    for got, want in zip(without, split(qkv_BTE, 0 * inject_BTE, before), strict=True):
         assert_close("attend", got, want)
 
 
@@ -103,28 +102,31 @@ def test_half_precision_is_rounded_once() -> None:
         assert ((part - want).abs() <= 2**-8 * want.abs() + 1e-6).all()
 
 
+@pytest.mark.parametrize("before", [2, 10, torch.tensor([2, 10])])
 @pytest.mark.parametrize("recording", [True, False])
-def test_keys_and_values_go_into_their_slots(recording: bool) -> None:
-    qkv_BTE, before_B, slots = draw(ROWS, TOKENS, CHANNELS), torch.tensor([2, 10]), 14
+def test_keys_and_values_go_into_their_slots(recording: bool, before: Tensor | int) -> None:
+    qkv_BTE, slots = draw(ROWS, TOKENS, CHANNELS), 14
     cache = tuple(draw(ROWS, slots, KV_HEADS, WIDTH) for _ in range(2))
     old = [buffer.clone() for buffer in cache]
     with torch.set_grad_enabled(recording):
-        _, *new = split(qkv_BTE, None, before_B, (cache[0], cache[1]))
-    _, *expected = split(qkv_BTE, None, before_B)
-    for got, given, before, want in zip(new, cache, old, expected, strict=True):
+        _, *new = split(qkv_BTE, None, before, (cache[0], cache[1]))
+    _, *expected = split(qkv_BTE, None, before)
+    starts = [before] * ROWS if isinstance(before, int) else before.tolist()
+    for got, given, was, want in zip(new, cache, old, expected, strict=True):
         assert (got is given) is not recording
-        assert torch.equal(given, before) is recording
-        for row, start in enumerate(before_B.tolist()):
-            # The second row's tokens end past the last slot, which takes what is padding.
+        assert torch.equal(given, was) is recording
+        for row, start in enumerate(starts):
+            # From 10 on the tokens end past the last slot, which may take what is padding.
             inside = min(TOKENS, slots - 1 - start)
             assert torch.equal(got[row, start : start + inside], want[row, :inside])
             others = [s for s in range(slots - 1) if not start <= s < start + inside]
-            assert torch.equal(got[row, others], before[row, others])
+            assert torch.equal(got[row, others], was[row, others])
 
 
-def test_gradients_pass_through_the_cache() -> None:
-    qkv_BTE, before_B = draw(1, 2, CHANNELS).requires_grad_(), torch.tensor([1])
+@pytest.mark.parametrize("before", [1, 3, torch.tensor([1])])
+def test_gradients_pass_through_the_cache(before: Tensor | int) -> None:
+    qkv_BTE = draw(1, 2, CHANNELS).requires_grad_()
     key, value = (draw(1, 4, KV_HEADS, WIDTH).requires_grad_() for _ in range(2))
     assert torch.autograd.gradcheck(
-        lambda qkv, key, value: split(qkv, None, before_B, (key, value)), (qkv_BTE, key, value)
+        lambda qkv, key, value: split(qkv, None, before, (key, value)), (qkv_BTE, key, value)
     )

@@ -116,38 +116,47 @@ def head_backward(
     x_LP = load_chunk(x + row64 * stride_xb + head * num_p, t, num_tokens, stride_xt, p, num_p)
     dy_LP = tl.load(dy + xp_at, mask=xp_mask, other=0.0)
 
-    # Parts of N one after the other: registers are what this kernel is short of.
-    carried_LP = tl.zeros((L, P), dtype=tl.float32)
-    dinput_LP = tl.zeros((L, P), dtype=tl.float32)
+    # Registers are what this kernel is short of: parts of N one after the other, and what is as
+    # large as a chunk is reduced before the next is made. First a log decay's way to y by its row.
     scores_LL = tl.zeros((L, L), dtype=tl.float32)
+    for start in range(0, N, PART):
+        n = start + tl.arange(0, PART)
+        b_LN = load_chunk(b, t, num_tokens, stride_bt, n, num_n)
+        c_LN = load_chunk(c, t, num_tokens, stride_ct, n, num_n)
+        scores_LL = tl.dot(c_LN, tl.trans(b_LN), acc=scores_LL, input_precision=PRECISION)
+    scores_LL *= decay_between(log_decay_L, offsets)
+    narrow_LL = scores_LL.to(dy_LP.dtype)
+    scores_LL *= dot(dy_LP, tl.trans(x_LP), PRECISION)
+    dlog_L = tl.sum(scores_LL * dt_L[None, :], 1)
+
+    kept_LP = tl.zeros((L, P), dtype=tl.float32)
+    for start in range(0, N, PART):
+        n = start + tl.arange(0, PART)
+        state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
+        dstate_PN = tl.load(dstates + state_at + n[None, :], mask=state_mask, other=0.0)
+        b_LN = load_chunk(b, t, num_tokens, stride_bt, n, num_n)
+        kept_LP = tl.dot(b_LN, tl.trans(dstate_PN), acc=kept_LP, input_precision=PRECISION)
+    kept_LP *= tl.exp((total - log_decay_L).to(tl.float32))[:, None]
+    dtotal = tl.sum(tl.sum(kept_LP * x_LP, 1) * dt_L, 0)
+    dinput_LP = tl.dot(tl.trans(narrow_LL), dy_LP, acc=kept_LP, input_precision=PRECISION)
+    dx_LP = dt_L[:, None] * dinput_LP + tl.load(skip + head) * dy_LP
+    tl.store(dx + xp_at, dx_LP.to(dx.dtype.element_ty), mask=xp_mask)
+    direct_L = tl.sum(dinput_LP * x_LP, 1)
+
+    carried_LP = tl.zeros((L, P), dtype=tl.float32)
     products_P = tl.zeros((P,), dtype=tl.float32)
     for start in range(0, N, PART):
         n = start + tl.arange(0, PART)
         state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
         state_PN = tl.load(states + state_at + n[None, :], mask=state_mask, other=0.0)
         dstate_PN = tl.load(dstates + state_at + n[None, :], mask=state_mask, other=0.0)
-        b_LN = load_chunk(b, t, num_tokens, stride_bt, n, num_n)
         c_LN = load_chunk(c, t, num_tokens, stride_ct, n, num_n)
         carried_LP = tl.dot(c_LN, tl.trans(state_PN), acc=carried_LP, input_precision=PRECISION)
-        dinput_LP = tl.dot(b_LN, tl.trans(dstate_PN), acc=dinput_LP, input_precision=PRECISION)
-        scores_LL = tl.dot(c_LN, tl.trans(b_LN), acc=scores_LL, input_precision=PRECISION)
         products_P += tl.sum(state_PN.to(tl.float32) * dstate_PN.to(tl.float32), 1)
-    # A log decay reaches y through its own row, and the state behind through the whole chunk.
-    dlog_L = tl.sum(carried_LP * dy_LP, 1) * tl.exp(log_decay_L.to(tl.float32))
-    dinput_LP *= tl.exp((total - log_decay_L).to(tl.float32))[:, None]
-    dtotal = tl.sum(tl.sum(dinput_LP * x_LP, 1) * dt_L, 0)
+    dlog_L += tl.sum(carried_LP * dy_LP, 1) * tl.exp(log_decay_L.to(tl.float32))
     dtotal += tl.exp(total.to(tl.float32)) * tl.sum(products_P, 0)
-    scores_LL *= decay_between(log_decay_L, offsets)
-    dinput_LP = tl.dot(
-        tl.trans(scores_LL.to(dy_LP.dtype)), dy_LP, acc=dinput_LP, input_precision=PRECISION
-    )
-    scores_LL *= dot(dy_LP, tl.trans(x_LP), PRECISION)
-    dlog_L += tl.sum(scores_LL * dt_L[None, :], 1)
-    dx_LP = dt_L[:, None] * dinput_LP + tl.load(skip + head) * dy_LP
-    tl.store(dx + xp_at, dx_LP.to(dx.dtype.element_ty), mask=xp_mask)
 
     # It reaches the inputs through their column, and all before a token through their sum.
-    direct_L = tl.sum(dinput_LP * x_LP, 1)
     dlog_L -= dt_L * direct_L
     behind_L = tl.sum(dlog_L, 0) - tl.cumsum(dlog_L, 0) + dlog_L + dtotal
     tl.store(ddt + out_at, direct_L + rate.to(tl.float32) * behind_L, mask=t < num_tokens)

@@ -90,7 +90,8 @@ class _Forward(nn.Module):
         self.core = core
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        y_BTD: Tensor = self.core(x_BTD)[0]
+        with prepared(self.core):
+            y_BTD: Tensor = self.core(x_BTD)[0]
         return y_BTD
 
 

@@ -6,19 +6,24 @@ Explicit models have a `Stack` as core, implicit ones the `Equilibrium` of a sta
 are in `presets.py`, initial values in `init.py`.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from equilm.nn.attention import Attention, AttentionConfig, AttentionState, room
 from equilm.nn.block import Block, Stack
 from equilm.nn.capture import Capture
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.init import initialise
+from equilm.nn.linear import prepared
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixer import Mixer, State
 from equilm.nn.mlp import GatedMLP
+from equilm.nn.recompute import recomputed
 from equilm.ops.cross_entropy import CrossEntropy, linear_cross_entropy
 
 MixerConfig = Mamba2Config | AttentionConfig
@@ -99,7 +104,9 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Parameter(torch.empty(shape))
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(shape))
         self.core = build_core(config)
-        self.capture: Capture | None = None  # how `loss` runs the core; `None` runs it eagerly
+        # How `loss` runs the core: from graphs or eagerly, keeping what its blocks compute or not.
+        self.capture: Capture | None = None
+        self.recompute = False
         if generator is not None:
             initialise(self, generator=generator)
 
@@ -147,11 +154,21 @@ class LanguageModel(nn.Module):
         if bool((outside_BT & (targets_BT != ignore)).any()):
             raise ValueError(f"targets: expected ids in [0, {self.vocab_size}) or {ignore}")
         x_BTD = self.embed(tokens_BT)
-        z_BTD = self.core(x_BTD)[0] if self.capture is None else self.capture(x_BTD)
+        z_BTD = self._run(x_BTD)
         head_VD: Tensor = self.embedding if self.head is None else self.head
         return linear_cross_entropy(
             z_BTD, head_VD, targets_BT, vocab_size=self.vocab_size, ignore=ignore
         )
+
+    def _run(self, x_BTD: Tensor) -> Tensor:
+        # Masks are held by `prepared`, so that no state of a random generator needs to be.
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        with recomputed(self.core, again) if self.recompute else nullcontext():
+            if self.capture is not None:
+                return self.capture(x_BTD)
+            with prepared(self.core) if self.recompute else nullcontext():
+                y_BTD: Tensor = self.core(x_BTD)[0]
+                return y_BTD
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Return the embedding x_BTD of the tokens."""

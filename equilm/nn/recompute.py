@@ -63,7 +63,12 @@ class _Repeatable:
         if not torch.is_grad_enabled():
             # A reentrant backward pass has a graph of its own, which must not lead outside.
             self.held = [_without_graph(constants) for constants in self.held]
-        return self.block(*arguments)
+        result = self.block(*arguments)
+        # A dropout mask drawn on the way is the same for the second call.
+        for part, constants in zip(self.parts, self.held, strict=True):
+            now = _without_graph(_constants(part))
+            constants.update({n: now[n] for n, value in constants.items() if value is None})
+        return result
 
 
 @contextmanager

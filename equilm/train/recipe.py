@@ -33,6 +33,8 @@ class Recipe:
         device: `auto` takes a GPU if there is one.
         capture: Whether to record steps of one shape as CUDA graphs on a GPU (`nn/capture.py`): the
             same numbers, no waiting for the host.
+        recompute: Whether to compute blocks again in the backward pass instead of keeping what they
+            computed: the same numbers, less memory, more time.
         threads: Of PyTorch on a CPU; `None` leaves it the choice. One is fastest for small models:
             their operations are shorter than the wait for a second thread.
         log_every: Steps between two lines of `metrics.jsonl`.
@@ -57,6 +59,7 @@ class Recipe:
     precision: Literal["bf16", "float32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     capture: bool = True
+    recompute: bool = False
     threads: int | None = None
     log_every: int = 10
     checkpoint_every: int = 200

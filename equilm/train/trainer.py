@@ -64,6 +64,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(recipe.seed)
         self.model = LanguageModel(recipe.model_for(self.task), generator=generator)
         self.model.to(self.device).train()
+        self.model.recompute = recipe.recompute
         if recipe.capture and self.device.type == "cuda":
             self.model.capture = Capture(self.model.core)
         self.optimizer = build_optimizer(self.model, recipe.optim)

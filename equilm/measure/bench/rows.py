@@ -14,6 +14,7 @@ from equilm.nn.model import ModelConfig
 from equilm.nn.presets import explicit, preset
 from equilm.report.speed import label
 
+RECOMPUTED = "recomputed"  # the part of a step whose blocks are computed again
 REFERENCE_DEVICE = "NVIDIA H200"
 
 
@@ -35,7 +36,7 @@ class Row:
         model: A name that `config_of` knows.
         batch: B.
         length: T.
-        part: Which part of the model; empty for all of it.
+        part: Which part of the model; empty for all of it, `RECOMPUTED` for all of it that way.
         depth: (s, k) of an implicit model's solve, where it has one to do.
         precision: Of the sweeps without gradient, as in `Solve`.
         known: The reference's figures and the goals.
@@ -87,10 +88,18 @@ _FULL = (
     _step("llama-1.3b", 4, 2048, (32, 4)),
 )
 # Where sweeps may multiply in 8 bits, the same step again with such sweeps.
-TRAIN_GPU = tuple(
-    replace(row, precision=precision)
-    for row in _FULL
-    for precision in (("full", "fp8") if row.known.goal_ms and row.depth else ("full",))
+TRAIN_GPU = (
+    *(
+        replace(row, precision=precision)
+        for row in _FULL
+        for precision in (("full", "fp8") if row.known.goal_ms and row.depth else ("full",))
+    ),
+    # And where the goal names memory, with blocks computed again in the backward pass.
+    *(
+        replace(row, precision="fp8", part=RECOMPUTED)
+        for row in _FULL
+        if row.known.goal_gib is not None
+    ),
 )
 TRAIN_CPU = (
     _step("state-tracking", 2, 64, (32, 4)),

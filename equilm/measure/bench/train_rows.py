@@ -16,7 +16,7 @@ from equilm.measure.bench.build import build, random_tokens, set_depth
 from equilm.measure.bench.clock import median_ms, peak_gib
 from equilm.measure.bench.floors import step_work
 from equilm.measure.bench.place import Place, records_of
-from equilm.measure.bench.rows import Row, config_of
+from equilm.measure.bench.rows import RECOMPUTED, Row, config_of
 from equilm.measure.bench.tested import compare
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
@@ -102,6 +102,7 @@ def _short(depth: tuple[int, int] | None) -> tuple[int, int] | None:
 def _measure(name: str, row: Row, place: Place) -> list[Record]:
     model = build(config_of(row.model), place.device)
     set_depth(model, row.depth, row.precision)
+    model.recompute = row.part == RECOMPUTED
     tokens_BT = random_tokens(model, (row.batch, row.length), place.device)
 
     def step() -> None:

@@ -152,5 +152,6 @@ def _read(
         W=inner.taps_CW.shape[1],
         P=part,
         N=triton.next_power_of_2(state_size),
+        num_warps=4 if rows < 8 else 2,
     )
     return gated, window, state

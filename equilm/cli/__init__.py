@@ -10,7 +10,7 @@ from collections.abc import Callable
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from equilm.cli.decoding import generate
+from equilm.cli.decoding import generate, traffic
 from equilm.cli.models import check, convert
 from equilm.cli.runs import evaluate, report, train
 from equilm.cli.serving import serve
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "convert": convert,
     "bench": bench,
+    "traffic": traffic,
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands that decode: generate. Read `speed.py` next."""
+"""Commands that decode: generate, traffic. Read `speed.py` next."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -74,6 +74,61 @@ def generate(
     pieces = stream(_engine(checkpoint, requests), requests, tokenizer=words, stop=stop)
     taken = _print_in_order(pieces, samples, coloured=show_steps)
     _print_effort(taken, words, listed=show_steps)
+
+
+def traffic(
+    checkpoint: Annotated[Path, Positional, argument("FOLDER")],
+    /,
+    *,
+    slots: tuple[int, ...] = (1, 4, 16),
+    rounds: int = 8,
+    prompt: int = 16,
+    answer: int = 48,
+    tolerances: tuple[float, ...] = (0.01,),
+    max_steps: int = 64,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Answer the same requests in lockstep and by sweep, and add the Records to FOLDER.
+
+    Args:
+        checkpoint: A run, a checkpoint, or any folder that `convert` reads; the Records go to its
+            records.jsonl, and `report` draws them.
+        slots: Numbers of requests at once to try.
+        rounds: Requests a slot.
+        prompt: Tokens of a prompt at most.
+        answer: Tokens of an answer at most.
+        tolerances: Each request has one of these; several make requests of mixed difficulty.
+        max_steps: Evaluations a token may take.
+        temperature: Of the sampling; a large one draws tokens evenly, as tasks do.
+        seed: Of prompts and answers.
+    """
+    import torch
+
+    from equilm import record
+    from equilm.hf.convert import load
+    from equilm.measure.traffic import TrafficConfig
+    from equilm.measure.traffic import traffic as measure
+    from equilm.report.traffic import traffic_tables
+
+    settings = TrafficConfig(
+        slots=slots,
+        rounds=rounds,
+        prompt=prompt,
+        answer=answer,
+        tolerances=tolerances,
+        max_steps=max_steps,
+        temperature=temperature,
+        seed=seed,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    about = {"model": checkpoint.resolve().name, **record.environment(device.type)}
+    records: list[record.Record] = []
+    for found in measure(load(checkpoint, device=device), settings, about=about):
+        record.append(checkpoint / "records.jsonl", found)
+        records += found
+    for table in traffic_tables(records):
+        console.print(table.terminal())
 
 
 def _engine(checkpoint: Path, requests: Sequence["Request"]) -> "Engine":

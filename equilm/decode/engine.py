@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from equilm.decode.evaluation import Evaluation
 from equilm.decode.job import Job, choose, tell
@@ -26,7 +27,7 @@ from equilm.nn.model import LanguageModel
 
 
 class Counts(NamedTuple):
-    """Where an engine stands, and what it has done since it was made."""
+    """Where an engine stands, and what it has done so far."""
 
     waiting: int
     prefilling: int
@@ -37,7 +38,7 @@ class Counts(NamedTuple):
     prompt_tokens: int  # taken in
     cached_tokens: int  # of prompts that need not be taken in again
     sweeps: int
-    evaluations: int  # of F, for single generated tokens
+    evaluations: int  # of F, that tokens in slots needed
 
 
 class Engine:
@@ -51,13 +52,14 @@ class Engine:
         policy: "sweep", or "lockstep" to compare with; see `Scheduler`.
         window: Tokens of a prompt that are solved at once, ≥ 1.
         chunk: Tokens of a prompt that are taken in between sweeps of the running, ≥ 1.
+        short: Tokens before the last of a prompt that are solved one by one in its slot, as those
+            of the answer, ≥ 0; only what is longer is taken in by chunks.
         prompt_pace: Tokens of prompts that are taken in for each sweep of the running, ≥ 1.
-        start: Where the solve of a token begins: at "zero", or at the answer to the "previous" one,
-            and at zero if one evaluation does not find that near. The answer is the same to the
-            tolerance; the evaluation counts.
+        start: Where the solve of a token begins: at "zero", or at the answer to the "previous" one
+            unless one evaluation finds it far. The answer is the same to the tolerance.
         check_every: Sweeps between two looks at what has settled, ≥ 1.
-        prefix_cache: States after prefixes of prompts kept for later ones, ≥ 0. Where one is used
-            the answer is the same to the tolerance.
+        prefix_cache: States kept for prompts that begin alike, ≥ 0. Where one is used the answer
+            is the same to the tolerance.
 
     Raises:
         ValueError: For a number out of range, or a model that is being trained.
@@ -72,19 +74,21 @@ class Engine:
         policy: Policy = "sweep",
         window: int = 64,
         chunk: int = 256,
+        short: int = 16,
         prompt_pace: int = 16,
         start: Start = "zero",
         check_every: int = 1,
         prefix_cache: int = 0,
     ) -> None:
-        for name, value in (
-            ("capacity", capacity),
-            ("window", window),
-            ("chunk", chunk),
-            ("check_every", check_every),
+        for name, value, least in (
+            ("capacity", capacity, 1),
+            ("window", window, 1),
+            ("chunk", chunk, 1),
+            ("short", short, 0),
+            ("check_every", check_every, 1),
         ):
-            if value < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+            if value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
         if start not in ("zero", "previous"):
             raise ValueError(f"start: expected 'zero' or 'previous', got {start!r}")
         self.model, self.check_every = model, check_every
@@ -93,7 +97,12 @@ class Engine:
         with torch.no_grad():
             self.slots = Slots(evaluation, rows=slots, capacity=capacity, start=start)
         self.prompts = Prompts(
-            evaluation, capacity=capacity, window=window, chunk=chunk, cache=prefix_cache
+            evaluation,
+            capacity=capacity,
+            window=window,
+            chunk=chunk,
+            short=short,
+            cache=prefix_cache,
         )
         self.capacity = capacity if grows(self.slots.state) else None
         self._jobs: dict[int, Job] = {}
@@ -178,11 +187,7 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """Do one sweep over the running, or take in a chunk of a prompt.
-
-        Returns:
-            What became known.
-        """
+        """Sweep over the running, or take in a chunk of a prompt; return what became known."""
         events = self._admit()
         turn = self.scheduler.turn()
         if turn != "idle" and not self._held:
@@ -198,10 +203,9 @@ class Engine:
 
     def _admit(self) -> list[Event]:
         events = []
-        for number in self.scheduler.admit():
-            job = self._jobs[number]
+        for job in [self._jobs[number] for number in self.scheduler.admit()]:
             events += self.prompts.begin(job)
-            if job.left == 0:
+            if self.prompts.is_done(job):
                 self._start(job)
         return events
 
@@ -211,19 +215,19 @@ class Engine:
             {number: self.prompts.size(job) for number, job in jobs.items()},
             {number: self.prompts.kind(job) for number, job in jobs.items()},
         )
-        events = self.prompts.take_in([jobs[number] for number in together])
+        taking = [jobs[number] for number in together]
+        events = self.prompts.take_in(taking)
         self.scheduler.took_in(self.prompts.longest)
-        for number in together:
-            if jobs[number].left == 0:
-                self._start(jobs[number])
+        for job in filter(self.prompts.is_done, taking):
+            self._start(job)
         return events
 
     def _start(self, job: Job) -> None:
-        """Let the last token of a prompt be solved in a slot."""
+        """Let the rest of a prompt be solved in a slot."""
         request, slot = job.request, self.scheduler.start(job.id)
         self.slots.resize(self.scheduler.width)
         self.slots.place(slot, job.state, tolerance=request.tolerance, max_steps=request.max_steps)
-        self.slots.feed([slot], [request.prompt[-1]])
+        self.slots.feed([slot], [request.prompt[job.taken]])
         job.state = None
 
     def _sweep(self) -> list[Event]:
@@ -242,27 +246,45 @@ class Engine:
         return self._move_on({slot: jobs[slot] for slot in ready}, reading) if ready else []
 
     def _move_on(self, jobs: dict[int, Job], reading: Reading) -> list[Event]:
-        """Choose the next token in each of these slots; feed it, or end the request."""
-        logits_NV = self.model.logits(self.slots.commit(list(jobs)))
+        """Go on to the next token in each of these slots, or end the request."""
+        y_ND = self.slots.commit(list(jobs))
+        self._evaluations += sum(reading.steps[slot] for slot in jobs)
+        answering = {slot: job for slot, job in jobs.items() if job.left == 0}
+        fed = {slot: self._go_through_prompt(slot) for slot in jobs if slot not in answering}
+        events = []
+        if answering:
+            rows = [place for place, slot in enumerate(jobs) if slot in answering]
+            events = self._answer(answering, y_ND[rows], reading)
+        ended = {event.request_id for event in events if event.finish_reason is not None}
+        for slot, job in answering.items():
+            if job.id not in ended:
+                fed[slot] = job.answer[-1]
+        if fed:
+            self.slots.feed(list(fed), list(fed.values()))
+        for number in ended:
+            job = self._jobs[number]
+            self.prompts.keep(job, self.slots.state_of(self.scheduler.running.index(number)))
+            self._remove(job)
+        return events
+
+    def _go_through_prompt(self, slot: int) -> int:
+        """Return the next token of a prompt, after one of its last few was solved in a slot."""
+        job = self._jobs[self.scheduler.running[slot]]
+        self.prompts.take_one(job, self.slots.state_of(slot))
+        job.residuals = []
+        return job.request.prompt[job.taken]
+
+    def _answer(self, jobs: dict[int, Job], y_ND: Tensor, reading: Reading) -> list[Event]:
+        """Choose the next token of each of these answers; return what is to be told of it."""
+        logits_NV = self.model.logits(y_ND)
         ids = choose(logits_NV, list(jobs.values()))
         told = tell(logits_NV, ids, list(jobs.values()))
-        events, going, ended = [], {}, []
+        events = []
         for (slot, job), number, odds in zip(jobs.items(), ids, told, strict=True):
-            steps, status = reading.steps[slot], STATUS[reading.status[slot]]
-            token = Token(number, steps, status, *odds, tuple(job.residuals))
-            self._evaluations += steps
-            event = job.answered(token)
-            events.append(event)
-            if event.finish_reason is None:
-                going[slot] = number
-            else:
-                ended.append(job)
+            status = STATUS[reading.status[slot]]
+            token = Token(number, reading.steps[slot], status, *odds, tuple(job.residuals))
+            events.append(job.answered(token))
         self._tokens += sum(event.token is not None for event in events)
-        if going:
-            self.slots.feed(list(going), list(going.values()))
-        for job in ended:
-            self.prompts.keep(job, self.slots.state_of(self.scheduler.running.index(job.id)))
-            self._remove(job)
         return events
 
     def _remove(self, job: Job) -> None:

@@ -20,20 +20,20 @@ class Job:
     request: Request
     start: Snapshot | None = None
     state: State = None  # after `taken` tokens of the prompt; given away when it starts to run
-    taken: int = 0
+    taken: int = 0  # never the last of them, which is the first whose output matters
     answer: list[int] = field(default_factory=list)  # with the token that stopped it
     residuals: list[float] = field(default_factory=list)  # of the token being solved
     seen_V: Tensor | None = None  # tokens so far, where they are penalised
 
     @property
     def left(self) -> int:
-        """Tokens to be taken in before the last of the prompt, which is the first to be solved."""
+        """Tokens to be taken in before the last of the prompt."""
         return len(self.request.prompt) - 1 - self.taken
 
     @property
     def before(self) -> tuple[int, ...]:
         """Tokens before the one that is being solved, or taken in next."""
-        if self.left:
+        if not self.answer:
             return self.request.prompt[: self.taken]
         return (*self.request.prompt, *self.answer)[:-1]
 

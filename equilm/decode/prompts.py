@@ -1,7 +1,7 @@
 """Taking prompts in: in chunks, several alike at once, equal ones once, known prefixes not at all.
 
-All of a prompt but its last token is taken in here; the last one is solved in a slot like those
-that follow it. Read `slots.py` next.
+The last token of a prompt, and the last few before it, are solved in a slot like those that follow:
+they need not hold up the others. Read `slots.py` next.
 """
 
 from collections.abc import Hashable, Sequence
@@ -26,14 +26,24 @@ class Prompts:
         capacity: Tokens that a state has room for.
         window: Tokens solved at once.
         chunk: Tokens taken in at once.
+        short: Tokens before the last of a prompt that are left to a slot; none of those that are
+            echoed, or of an explicit model, which takes a chunk in as fast as a token.
         cache: Snapshots kept.
     """
 
     def __init__(
-        self, evaluation: Evaluation, *, capacity: int, window: int, chunk: int, cache: int
+        self,
+        evaluation: Evaluation,
+        *,
+        capacity: int,
+        window: int,
+        chunk: int,
+        short: int,
+        cache: int,
     ) -> None:
         self.evaluation, self.capacity = evaluation, capacity
         self.window, self.chunk = window, chunk
+        self.short = 0 if evaluation.equilibrium is None else short
         self.cache = PrefixCache(cache)
         self.tokens = self.cached = 0  # taken in, and found in the cache
         self.longest = 0  # tokens of the longest row of the last chunk
@@ -51,8 +61,19 @@ class Prompts:
         first = Token(prompt[0], 0, "converged")
         return [Event(job.id, prompt=(first,))] if job.request.echo else []
 
+    def is_done(self, job: Job) -> bool:
+        """Whether the rest of a prompt is for a slot."""
+        return job.left <= (0 if job.request.echo else self.short)
+
+    def take_one(self, job: Job, state: State) -> None:
+        """Note that a token of a prompt was solved in a slot, whose state is given."""
+        job.taken += 1
+        self.tokens += 1
+        if job.left == 0:
+            self.keep(job, state)
+
     def keep(self, job: Job, state: State) -> None:
-        """Remember the state that a request ends with: another may go on from its answer."""
+        """Remember the state that a request is in: another may go on from there."""
         self.cache.put(self.kind(job), job.before, state)
 
     def size(self, job: Job) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from equilm.record import Record
-from equilm.report import curves, maps, scaling
+from equilm.report import curves, maps, scaling, traffic
 from equilm.report.plot import Plot
 
 FIGURES: tuple[Callable[[Iterable[Record]], Plot | None], ...] = (
@@ -19,6 +19,7 @@ FIGURES: tuple[Callable[[Iterable[Record]], Plot | None], ...] = (
     maps.jacobian_maps,
     curves.training_curves,
     scaling.scaling_curves,
+    traffic.traffic_curves,
 )
 
 

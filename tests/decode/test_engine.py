@@ -33,10 +33,10 @@ def expected(kind: str, implicit: bool) -> list[Told]:
     "settings",
     [
         {"slots": 1},
-        {"slots": 3, "check_every": 3},
+        {"slots": 3, "check_every": 3, "short": 0},
         {"slots": 8},
         {"slots": 3, "policy": "lockstep"},
-        {"slots": 2, "prompt_pace": 2, "chunk": 4},
+        {"slots": 2, "prompt_pace": 2, "chunk": 4, "short": 0},
     ],
     ids=str,
 )
@@ -96,14 +96,14 @@ def test_what_does_not_fit_is_refused(request_: Request, told: str) -> None:
 @pytest.mark.parametrize("kind", MIXERS)
 def test_the_start_changes_the_work_and_not_the_answer(kind: str) -> None:
     tight = [replace(request, tolerance=1e-6, max_steps=300) for request in ragged(6)]
-    engine = Engine(build(kind, True), slots=3, capacity=40, start="previous")
+    engine = Engine(build(kind, True), slots=3, capacity=40, short=0, start="previous")
     told = run(engine, tight)
-    zero = Engine(build(kind, True), slots=3, capacity=40)
+    zero = Engine(build(kind, True), slots=3, capacity=40, short=0)
     plainly = run(zero, tight)
     assert [ids(one) for one in told] == [ids(one) for one in plainly]
     assert engine.counts.evaluations != zero.counts.evaluations
     # Nobody's steps depend on who is beside.
-    alone = Engine(build(kind, True), slots=1, capacity=40, start="previous")
+    alone = Engine(build(kind, True), slots=1, capacity=40, short=0, start="previous")
     assert run(alone, tight) == told
     # A first token has nothing before it to begin at.
     assert [one.tokens[0] for one in told] == [one.tokens[0] for one in plainly]
@@ -139,6 +139,7 @@ def test_a_model_that_is_being_trained_is_refused() -> None:
     ("settings", "told"),
     [
         ({"capacity": 0}, "capacity: expected an integer >= 1, got 0"),
+        ({"short": -1}, "short: expected an integer >= 0, got -1"),
         ({"chunk": 0}, "chunk: expected an integer >= 1, got 0"),
         ({"check_every": 0}, "check_every: expected an integer >= 1, got 0"),
         ({"prefix_cache": -1}, "prefix_cache: expected an integer >= 0, got -1"),

@@ -32,7 +32,11 @@ def asked(length: int, *, seed: int = 0, **settings: Any) -> Request:
 
 
 @pytest.mark.parametrize(("kind", "implicit"), KINDS)
-@pytest.mark.parametrize("settings", [{}, {"chunk": 5, "window": 3, "prompt_pace": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"short": 0}, {"short": 3, "chunk": 5, "window": 3, "prompt_pace": 2}],
+    ids=str,
+)
 def test_windows_and_chunks_give_the_plain_answer(
     kind: str, implicit: bool, settings: dict[str, Any]
 ) -> None:
@@ -52,26 +56,26 @@ def test_who_shares_a_chunk_gets_what_it_gets_alone(kind: str) -> None:
     loose: dict[str, Any] = {"tolerance": 0.02, "max_steps": 12}
     requests = [asked(length, seed=length, **loose) for length in (17, 20, 25, 30)]
     requests.append(asked(26, seed=26))
-    settings: dict[str, Any] = {"capacity": 40, "window": 8, "chunk": 20}
+    settings: dict[str, Any] = {"capacity": 40, "window": 8, "chunk": 20, "short": 4}
     together = run(Engine(model, slots=5, **settings), requests)
     alone = [run(Engine(model, slots=1, **settings), [each])[0] for each in requests]
     assert together == alone
 
 
 def test_equal_prompts_are_taken_in_once() -> None:
-    engine = Engine(build("mamba2", True), slots=4, chunk=8)
+    engine = Engine(build("mamba2", True), slots=4, chunk=8, short=0)
     one = asked(20)
     told = run(engine, [replace(one, sampling=Sampling(seed=seed)) for seed in range(4)])
     assert engine.counts.prompt_tokens == 19
     assert len({tuple(ids(each)) for each in told}) == 4
-    alone = Engine(build("mamba2", True), slots=1, chunk=8)
+    alone = Engine(build("mamba2", True), slots=1, chunk=8, short=0)
     assert run(alone, [replace(one, sampling=Sampling(seed=2))]) == told[2:3]
 
 
 @pytest.mark.parametrize("kind", MIXERS)
 def test_a_prefix_is_kept_for_later(kind: str) -> None:
     model = build(kind, True)
-    engine = Engine(model, slots=2, capacity=60, chunk=8, prefix_cache=9)
+    engine = Engine(model, slots=2, capacity=60, chunk=8, short=3, prefix_cache=9)
     first = asked(21)
     other = replace(first, prompt=(*first.prompt[:17], *asked(9, seed=3).prompt))
     (told,) = run(engine, [first])
@@ -79,7 +83,7 @@ def test_a_prefix_is_kept_for_later(kind: str) -> None:
     assert run(engine, [first]) == [told]
     # The whole prompt but its last token was there.
     assert engine.counts.cached_tokens == 20 and engine.counts.prompt_tokens == 20
-    assert run(engine, [other]) == run(Engine(model, capacity=60, chunk=8), [other])
+    assert run(engine, [other]) == run(Engine(model, capacity=60, chunk=8, short=3), [other])
     # Chunks end at multiples of 8, so 16 tokens of the 17 were there.
     assert engine.counts.cached_tokens == 20 + 16
     # A conversation goes on from where its last answer ended.
@@ -121,7 +125,7 @@ def test_an_answer_that_was_stopped_is_kept_whole() -> None:
 @pytest.mark.parametrize("kind", MIXERS)
 def test_fork_and_roll_back(kind: str) -> None:
     model = build(kind, True)
-    engine = Engine(model, slots=3, capacity=60, chunk=8)
+    engine = Engine(model, slots=3, capacity=60, chunk=8, short=9)
     first = asked(20, max_tokens=9)
     number = engine.submit(first)
     heard: list[int] = []
@@ -144,7 +148,7 @@ def test_fork_and_roll_back(kind: str) -> None:
 
 
 def test_a_start_that_does_not_fit() -> None:
-    engine = Engine(build("mamba2", True))
+    engine = Engine(build("mamba2", True), short=0)
     number = engine.submit(asked(5))
     with pytest.raises(ValueError, match=f"request_id: expected one that runs, got {number}"):
         engine.snapshot(number)

@@ -1,11 +1,15 @@
 """Servers for tests: a real one on loopback, over a small model or over an engine that pretends."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import torch
@@ -147,3 +151,27 @@ def running(
         server.should_exit = True
         thread.join()
         listening.close()
+
+
+@contextmanager
+def serving(
+    folder: Path, *arguments: str, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `equilm serve` as a user would; yield the process and its address."""
+    command = [sys.executable, "-W", "error", "-c", "from equilm.cli import main; main()"]
+    command += ["serve", str(folder), "--tokenizer", "bytes", "--port", "0", *arguments]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        lines = iter(process.stdout.readline, "")
+        line = next((line for line in lines if " at http" in line), "")
+        yield process, line.partition(" at ")[2].partition(";")[0]
+    finally:
+        process.kill()
+        process.communicate()

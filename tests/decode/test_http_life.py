@@ -1,10 +1,7 @@
 """How answers and servers end: hung up on, asked to stop, or broken."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +14,7 @@ import pytest
 from equilm.decode.engine import Engine
 from equilm.decode.text import tokenizer_of
 from equilm.nn.folder import save_model
-from tests.decode.http_server import Pretender, Running, language_model, running
+from tests.decode.http_server import Pretender, Running, language_model, running, serving
 
 LONG = {"prompt": "a", "max_tokens": 90}
 
@@ -93,30 +90,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(language_model(), path)
     assert tokenizer_of("", path).encode("3 1") == [3, 1]
     return path
-
-
-@contextmanager
-def serving(
-    folder: Path, *arguments: str, **environment: str
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run `equilm serve` as a user would; yield the process and its address."""
-    command = [sys.executable, "-W", "error", "-c", "from equilm.cli import main; main()"]
-    command += ["serve", str(folder), "--tokenizer", "bytes", "--port", "0", *arguments]
-    process = subprocess.Popen(
-        command,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        lines = iter(process.stdout.readline, "")
-        line = next((line for line in lines if " at http" in line), "")
-        yield process, line.partition(" at ")[2].partition(";")[0]
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.multi

@@ -5,7 +5,8 @@
     model.generate(**tokenizer(prompts, return_tensors="pt", padding=True), max_new_tokens=32)
 
 The mathematics is in `equilm/nn`; this is embedding and head around the same core, and who calls
-it how. Only this and `configuration.py`, `cache.py` import `transformers`; read these two next.
+it how. Only this, `configuration.py`, `loading.py` and `cache.py` import `transformers`; read them
+next.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     GenerationMixin,
-    PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,64 +30,13 @@ from equilm.hf.cache import EquilmCache
 from equilm.hf.configuration import EquilmConfig
 from equilm.hf.dials import dialled
 from equilm.hf.face import source_name, to_keys
+from equilm.hf.loading import EquilmPreTrainedModel, wide_names
 from equilm.hf.padding import pack
-from equilm.nn.init import INTO_STREAM, initialise_part, stream_scale
+from equilm.nn.linear import prepared
 from equilm.nn.model import LanguageModel, build_core, head_product
 from equilm.nn.recompute import recomputed
 
-# What stays in float32 where a model is loaded in half precision.
-WIDE = ("mixer.A_log", "mixer.dt_bias", "mixer.D")
 LOSS_OPTIONS = {"num_items_in_batch", "shift_labels"}
-LOADED = "_is_hf_initialized"  # set by the library on parameters that a folder had
-
-
-class EquilmPreTrainedModel(PreTrainedModel):
-    """What both models share: loading, types, initial values."""
-
-    config: EquilmConfig
-    base_model_prefix = "model"
-    # An equilibrium is one function evaluated many times: it lives on one device.
-    _no_split_modules = ("Equilibrium", "Stack")
-    _skip_keys_device_placement = ("past_key_values",)
-    supports_gradient_checkpointing = True
-    _is_stateful = True
-    _supports_sdpa = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        core = self.base_model.core
-        name = next((name for name, part in core.named_modules() if part is module), None)
-        if name is None:
-            super()._init_weights(module)
-            return
-        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
-            return  # offloaded
-        scale = stream_scale(core) if name.endswith(INTO_STREAM) else 1.0
-        own = [p for p in module.parameters(recurse=False) if getattr(p, LOADED, False)]
-        kept = [parameter.clone() for parameter in own]
-        # Drawn on the CPU, whatever the default device is.
-        with torch.device("cpu"):
-            initialise_part(module, scale=scale, generator=torch.default_generator)
-        for parameter, value in zip(own, kept, strict=True):
-            parameter.copy_(value)
-
-    @staticmethod
-    def _load_pretrained_model(
-        model: PreTrainedModel,
-        state_dict: dict[str, Tensor] | None,
-        checkpoint_files: list[str] | None,
-        load_config: Any,
-        expected_keys: list[str] | None = None,
-    ) -> Any:
-        # The library renames `weight_g` and `weight_v` to what torch's own weight norm calls them.
-        load_config.weight_mapping[:] = [
-            renaming
-            for renaming in load_config.weight_mapping
-            if not any("parametrizations" in name for name in renaming.target_patterns)
-        ]
-        return PreTrainedModel._load_pretrained_model(
-            model, state_dict, checkpoint_files, load_config, expected_keys
-        )
 
 
 class Recompute(GradientCheckpointingLayer):
@@ -106,8 +55,7 @@ class EquilmModel(EquilmPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.core = build_core(config.model_config())
         self.recompute = Recompute()
-        names = {".".join(name.split(".")[-2:]) for name, _ in self.core.named_parameters()}
-        self._keep_in_fp32_modules_strict = {name for name in WIDE if name in names}
+        self._keep_in_fp32_modules_strict = wide_names(self.core)
         self.post_init()
 
     @can_return_tuple
@@ -126,9 +74,7 @@ class EquilmModel(EquilmPreTrainedModel):
         """Return the outputs before the head; arguments as of `EquilmForCausalLM.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: expected exactly one of input_ids and inputs_embeds")
-        if next(self.core.parameters()).is_meta:
-            # It is evaluated many times for one forward, and prepares its weights before.
-            raise ValueError("device_map: expected the core on a device, got it offloaded")
+        check_placed(self.core)
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = _cache(past_key_values, self._use_cache(use_cache))
         seen = 0 if cache is None else cache.get_seq_length()
@@ -177,6 +123,12 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
         self.model = EquilmModel(config)
         self.lm_head = Head(config.width, config.vocab_size, bias=False)
         self.post_init()
+
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        """As the library's, with weights folded and joined once for all tokens."""
+        check_placed(self.model.core)
+        with torch.no_grad(), prepared(self.model.core):
+            return super().generate(*arguments, **options)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -272,6 +224,12 @@ def from_language_model(model: LanguageModel) -> EquilmForCausalLM:
     face.load_state_dict(weights, assign=True)
     face.tie_weights()
     return face.train(model.training)
+
+
+def check_placed(core: nn.Module) -> None:
+    """Raise ValueError if the core is offloaded: it is evaluated many times for one forward."""
+    if next(core.parameters()).is_meta:
+        raise ValueError("device_map: expected the core on a device, got it offloaded")
 
 
 def _cache(given: object, wanted: bool) -> EquilmCache | None:

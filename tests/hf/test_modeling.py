@@ -1,6 +1,7 @@
 """The face computes what our model computes: padding, state, loss, embeddings, dials."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -190,6 +191,10 @@ def test_dials_hold_for_one_call(kind: str) -> None:
     assert found[0].steps.max() <= 7 < found[2].steps.max()
     assert found[1].sweeps > found[2].sweeps
     assert model.model.core.solve is solve
+    model.model.core.solve = replace(solve, window=1)
+    with observed(model) as again:
+        model(tokens(), window=0)
+    assert again[0].sweeps == found[2].sweeps
     assert not torch.equal(loose, exact)
 
 

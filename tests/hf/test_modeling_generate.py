@@ -154,6 +154,24 @@ def test_a_prompt_may_be_read_in_chunks(kind: str) -> None:
         assert torch.equal(row[-prompt.shape[1] - NEW :], greedy(kind, prompt)[0])
 
 
+def test_weights_are_folded_once_for_all_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from equilm.nn.linear import Weight
+
+    folded: list[Weight] = []
+    prepare = Weight.prepare
+
+    def counted(part: Weight) -> None:
+        folded.append(part)
+        prepare(part)
+
+    monkeypatch.setattr(Weight, "prepare", counted)
+    model = face(kind)
+    model.generate(ragged(5)[0], max_new_tokens=4, do_sample=False)
+    parts = [part for part in model.modules() if isinstance(part, Weight)]
+    assert len(folded) == len(parts) == len({id(part) for part in folded})
+    assert not any(part.is_prepared() for part in parts)
+
+
 class Words:
     """Stands for a tokenizer: every token is a word."""
 

@@ -28,7 +28,8 @@ def _fold(value_QU, top_Q, total_Q, since_Q, block):
     """The maximum so far, Σ exp(value − maximum), and the block it was first seen in."""
     new_Q = tl.maximum(top_Q, tl.max(value_QU, 1))
     shift_Q = new_Q * LOG2E
-    total_Q = total_Q * tl.exp2(top_Q * LOG2E - shift_Q)
+    # Not as below: fused, the rounding of LOWEST's product would be left, and is huge.
+    total_Q = total_Q * tl.exp2((top_Q - new_Q) * LOG2E)
     total_Q += tl.sum(tl.exp2(value_QU * LOG2E - shift_Q[:, None]), 1)
     return new_Q, total_Q, tl.where(new_Q > top_Q, block, since_Q)
 

@@ -54,7 +54,7 @@ class Engine:
         chunk: Tokens of a prompt that are taken in between sweeps of the running, ≥ 1.
         short: Tokens before the last of a prompt that are solved one by one in its slot, as those
             of the answer, ≥ 0; only what is longer is taken in by chunks.
-        prompt_pace: Tokens of prompts that are taken in for each sweep of the running, ≥ 1.
+        sweeps_between: Sweeps of the running for each sweep over somebody's prompt, ≥ 0.
         start: Where the solve of a token begins: at "zero", or at the answer to the "previous" one
             unless one evaluation finds it far. The answer is the same to the tolerance.
         check_every: Sweeps between two looks at what has settled, ≥ 1.
@@ -75,7 +75,7 @@ class Engine:
         window: int = 64,
         chunk: int = 256,
         short: int = 16,
-        prompt_pace: int = 16,
+        sweeps_between: float = 1.0,
         start: Start = "zero",
         check_every: int = 1,
         prefix_cache: int = 0,
@@ -92,7 +92,7 @@ class Engine:
         if start not in ("zero", "previous"):
             raise ValueError(f"start: expected 'zero' or 'previous', got {start!r}")
         self.model, self.check_every = model, check_every
-        self.scheduler = Scheduler(slots=slots, policy=policy, prompt_pace=prompt_pace)
+        self.scheduler = Scheduler(slots=slots, policy=policy, sweeps_between=sweeps_between)
         evaluation = Evaluation(model)
         with torch.no_grad():
             self.slots = Slots(evaluation, rows=slots, capacity=capacity, start=start)
@@ -217,7 +217,7 @@ class Engine:
         )
         taking = [jobs[number] for number in together]
         events = self.prompts.take_in(taking)
-        self.scheduler.took_in(self.prompts.longest)
+        self.scheduler.took_in(together, self.prompts.sweeps)
         for job in filter(self.prompts.is_done, taking):
             self._start(job)
         return events

@@ -25,6 +25,7 @@ class Prefilled(NamedTuple):
     steps_BT: Tensor
     status_BT: Tensor  # int8, a Status
     state: State
+    sweeps: int  # evaluations that depended on each other
 
 
 class Evaluation:
@@ -79,7 +80,7 @@ class Evaluation:
         if self.equilibrium is None:
             y_BTD, state = self.model.core(u_BTE, state, None, valid_B)
             zeros_BT = torch.zeros_like(tokens_BT, dtype=torch.int32)
-            return Prefilled(y_BTD, zeros_BT + 1, zeros_BT.to(torch.int8), state)
+            return Prefilled(y_BTD, zeros_BT + 1, zeros_BT.to(torch.int8), state, 1)
         body = self.equilibrium.body
         found = slide(
             lambda z_BWD, u_BWE, before, valid: body(z_BWD, before, u_BWE, valid),
@@ -92,4 +93,4 @@ class Evaluation:
         )
         assert found.last is not None
         y_BTD, state = found.last
-        return Prefilled(y_BTD, found.steps, found.status, state)
+        return Prefilled(y_BTD, found.steps, found.status, state, found.sweeps)

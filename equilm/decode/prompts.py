@@ -46,7 +46,7 @@ class Prompts:
         self.short = 0 if evaluation.equilibrium is None else short
         self.cache = PrefixCache(cache)
         self.tokens = self.cached = 0  # taken in, and found in the cache
-        self.longest = 0  # tokens of the longest row of the last chunk
+        self.sweeps = 0  # that the last chunk took
 
     def begin(self, job: Job) -> list[Event]:
         """Give a request the state of the longest prefix known; return the first of its echo."""
@@ -95,7 +95,7 @@ class Prompts:
         sizes = [len(piece) for piece in pieces]
         done = self._solve(pieces, [group[0] for group in equal.values()])
         self.tokens += sum(sizes)
-        self.longest = max(sizes)
+        self.sweeps = done.sweeps
         events = []
         for row, (prefix, group) in enumerate(equal.items()):
             for job in group:

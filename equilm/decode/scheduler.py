@@ -25,24 +25,26 @@ class Scheduler:
         slots: Requests prefilled or running at once, ≥ 1.
         policy: Who may sample: every slot whose token has settled ("sweep"), or all together once
             the last of them has ("lockstep"); these take prompts in between two tokens only.
-        prompt_pace: Tokens of prompts that are taken in for each sweep of the running, ≥ 1.
+        sweeps_between: Sweeps of the running for each sweep over somebody's prompt, ≥ 0.
 
     Raises:
         ValueError: For a number or policy that is none of these.
     """
 
-    def __init__(self, *, slots: int, policy: Policy = "sweep", prompt_pace: int = 16) -> None:
+    def __init__(
+        self, *, slots: int, policy: Policy = "sweep", sweeps_between: float = 1.0
+    ) -> None:
         if slots < 1:
             raise ValueError(f"slots: expected an integer >= 1, got {slots}")
         if policy not in ("sweep", "lockstep"):
             raise ValueError(f"policy: expected 'sweep' or 'lockstep', got {policy!r}")
-        if prompt_pace < 1:
-            raise ValueError(f"prompt_pace: expected an integer >= 1, got {prompt_pace}")
-        self.slots, self.policy, self.prompt_pace = slots, policy, prompt_pace
+        if not sweeps_between >= 0:
+            raise ValueError(f"sweeps_between: expected a number >= 0, got {sweeps_between}")
+        self.slots, self.policy, self.sweeps_between = slots, policy, sweeps_between
         self.waiting: deque[int] = deque()
-        self.prefilling: list[int] = []  # oldest first
+        self.prefilling: list[int] = []  # whose turn is next comes first
         self.running: list[int] = []  # by slot
-        self._debt = 0  # tokens of prompts that were taken in ahead of the pace
+        self._owed = 0.0  # sweeps of the running until the next chunk of a prompt
         self._between = True  # whether no token is half solved in lockstep
 
     @property
@@ -89,33 +91,35 @@ class Scheduler:
     def turn(self) -> Literal["prefill", "sweep", "idle"]:
         """Say what to do next."""
         if self.prefilling:
-            due = self._between if self.policy == "lockstep" else self._debt <= 0
+            due = self._between if self.policy == "lockstep" else self._owed <= 0
             if due or not self.running:
                 return "prefill"
         return "sweep" if self.running else "idle"
 
-    def took_in(self, tokens: int) -> None:
-        """Note a chunk of prompts, `tokens` long: the running are owed some sweeps."""
-        self._debt = tokens
+    def took_in(self, requests: Iterable[int], sweeps: int) -> None:
+        """Note a chunk of these prompts, which took some sweeps; others are next."""
+        self._owed = self.sweeps_between * sweeps
+        taken = set(requests)
+        self.prefilling.sort(key=lambda one: one in taken)
 
     def swept(self, count: int, settled: Iterable[int]) -> list[int]:
         """Note some sweeps; return which of the slots that have settled may sample and move on."""
-        self._debt -= count * self.prompt_pace
+        self._owed -= count
         ready = sorted(settled)
         self._between = len(ready) == len(self.running)
         return ready if self.policy == "sweep" or self._between else []
 
     def companions(self, left: Mapping[int, int], kind: Mapping[int, object]) -> list[int]:
-        """Return who is prefilled together now: the oldest, and those much like it.
+        """Return who is prefilled together now: whose turn it is, and those much like it.
 
         Args:
             left: Tokens of its next chunk, for each of the prefilled.
             kind: What has to be equal for two to go together.
         """
-        oldest = self.prefilling[0]
-        size = left[oldest].bit_length()
+        first = self.prefilling[0]
+        size = left[first].bit_length()
         return [
             one
             for one in self.prefilling
-            if left[one].bit_length() == size and kind[one] == kind[oldest]
+            if left[one].bit_length() == size and kind[one] == kind[first]
         ]

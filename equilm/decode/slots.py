@@ -56,7 +56,6 @@ class Slots:
         )
         self._zero = begin(evaluation.zeros(rows), evaluation.solve)
         self.progress = self._blank(0)
-        self._measured_W1D = self.progress.z
         self._image_W1D = self.progress.z
         self._after: State = None
 
@@ -114,15 +113,16 @@ class Slots:
         """Evaluate F `count` times for every row, then wait for the device and read."""
         traced = []
         for _ in range(count):
-            self._measured_W1D = self.progress.z
+            before_W1, measured_W1D = self.progress.status, self.progress.z
             self.progress, self._image_W1D, self._after = self._sweep()
             if self.start == "previous":
-                self.progress = self._back_to_zero(self.progress, self._measured_W1D)
+                self.progress = self._back_to_zero(self.progress, measured_W1D)
             if trace:
                 traced.append(self.progress.residual[:, 0])
         p = self.progress
-        ready_W = (p.status[:, 0] != Status.OPEN) & (p.z == self._measured_W1D).flatten(1).all(1)
-        table = torch.stack([ready_W.int(), p.steps[:, 0], p.status[:, 0].int()]).tolist()
+        # Who gave up in the last sweep was moved by it: the next one finds out where to.
+        ready_W1 = (p.status == Status.CONVERGED) | (before_W1 != Status.OPEN)
+        table = torch.cat([ready_W1.int(), p.steps, p.status.int()], dim=1).T.tolist()
         residuals = torch.stack(traced, dim=1).tolist() if trace else None
         return Reading([bool(one) for one in table[0]], table[1], table[2], residuals)
 

@@ -36,7 +36,7 @@ def expected(kind: str, implicit: bool) -> list[Told]:
         {"slots": 3, "check_every": 3, "short": 0},
         {"slots": 8},
         {"slots": 3, "policy": "lockstep"},
-        {"slots": 2, "prompt_pace": 2, "chunk": 4, "short": 0},
+        {"slots": 2, "sweeps_between": 0.2, "chunk": 4, "short": 0},
     ],
     ids=str,
 )

@@ -34,7 +34,7 @@ def asked(length: int, *, seed: int = 0, **settings: Any) -> Request:
 @pytest.mark.parametrize(("kind", "implicit"), KINDS)
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"short": 0}, {"short": 3, "chunk": 5, "window": 3, "prompt_pace": 2}],
+    [{}, {"short": 0}, {"short": 3, "chunk": 5, "window": 3, "sweeps_between": 0.2}],
     ids=str,
 )
 def test_windows_and_chunks_give_the_plain_answer(

@@ -68,26 +68,40 @@ def test_sweeps_have_few_widths(slots: int, running: int, width: int) -> None:
 
 
 def test_prompts_are_taken_in_between_sweeps() -> None:
-    scheduler = Scheduler(slots=4, prompt_pace=10)
+    scheduler = Scheduler(slots=4, sweeps_between=0.1)
     assert scheduler.turn() == "idle"
     for number in range(3):
         scheduler.add(number)
     scheduler.admit()
     # With nobody to wait for it, a prompt is taken in at once.
     assert scheduler.turn() == "prefill"
-    scheduler.took_in(25)
+    scheduler.took_in([0], 25)
     assert scheduler.turn() == "prefill"
-    scheduler.took_in(25)
+    scheduler.took_in([0], 25)
     scheduler.start(0)
     turns = []
     for _ in range(6):
         turns.append(scheduler.turn())
         if turns[-1] == "prefill":
-            scheduler.took_in(15)
+            scheduler.took_in([1], 15)
         else:
             scheduler.swept(1, [])
     assert turns == ["sweep"] * 3 + ["prefill"] + ["sweep"] * 2
     assert scheduler.turn() == "prefill"
+
+
+def test_a_long_prompt_lets_others_pass() -> None:
+    scheduler = Scheduler(slots=4)
+    for number in range(3):
+        scheduler.add(number)
+    scheduler.admit()
+    left = {0: 900, 1: 20, 2: 900}
+    kind = dict.fromkeys(left)
+    assert scheduler.companions(left, kind) == [0, 2]
+    scheduler.took_in([0, 2], 40)
+    assert scheduler.companions(left, kind) == [1]
+    scheduler.took_in([1], 40)
+    assert scheduler.companions(left, kind) == [0, 2]
 
 
 def test_in_lockstep_prompts_wait_for_all_tokens() -> None:
@@ -96,7 +110,7 @@ def test_in_lockstep_prompts_wait_for_all_tokens() -> None:
         scheduler.add(number)
     scheduler.admit()
     scheduler.start(0)
-    scheduler.took_in(99)
+    scheduler.took_in([0], 99)
     assert scheduler.turn() == "prefill"  # nothing is half solved
     assert scheduler.swept(1, []) == []
     assert scheduler.turn() == "sweep"
@@ -135,5 +149,5 @@ def test_settings_out_of_range() -> None:
         Scheduler(slots=0)
     with pytest.raises(ValueError, match="policy: expected 'sweep' or 'lockstep', got 'first'"):
         Scheduler(slots=1, policy="first")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="prompt_pace: expected an integer >= 1, got 0"):
-        Scheduler(slots=1, prompt_pace=0)
+    with pytest.raises(ValueError, match="sweeps_between: expected a number >= 0, got -1"):
+        Scheduler(slots=1, sweeps_between=-1)

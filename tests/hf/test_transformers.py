@@ -1,5 +1,6 @@
 """Random folders of `transformers` give the same logits here, for prompts and in decoding."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 def build(name: str) -> Any:
     """Return a model of theirs whose every parameter differs from its initial value."""
+    from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+
+    groups = CASES[name].get("n_groups", 1)
+    if groups > 1 and "group_size" not in signature(MambaRMSNormGated).parameters:
+        pytest.skip("this version of transformers takes the gated norm over all groups at once")
     torch.manual_seed(0)
     family = name.split("-")[0]
     config, model_class = {

@@ -12,7 +12,9 @@ import httpx
 import pytest
 
 from equilm.decode.engine import Engine
-from equilm.decode.text import tokenizer_of
+from equilm.decode.server.run import serve
+from equilm.decode.server.settings import ServerConfig
+from equilm.decode.text import Bytes, tokenizer_of
 from equilm.nn.folder import save_model
 from tests.decode.http_server import Pretender, Running, language_model, running, serving
 
@@ -117,17 +119,28 @@ def test_a_server_that_is_asked_to_stop_answers_first(number: int, folder: Path)
 
 
 @pytest.mark.multi
-def test_a_server_does_not_wait_for_ever(folder: Path) -> None:
-    with serving(folder, "--max-answer", "1000000", "--grace-seconds", "0.5") as (process, url):
+@pytest.mark.parametrize(("grace", "signals"), [("0.5", 1), ("60", 2)])
+def test_a_server_does_not_wait_for_ever(grace: str, signals: int, folder: Path) -> None:
+    with serving(folder, "--max-answer", "1000000", "--grace-seconds", grace) as (process, url):
         ask = {"prompt": "a", "max_tokens": 1_000_000, "temperature": 0, "stream": True}
         with httpx.stream("POST", f"{url}/v1/completions", json=ask, timeout=60) as reply:
             lines = reply.iter_lines()
             next(lines)
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
+            if signals == 2:
+                wait_for(lambda: httpx.get(f"{url}/health").status_code == 503)
+                process.terminate()
             *_, error, _, done, _ = lines
         assert "engine stopped" in error and done == "data: [DONE]"
         _, errors = process.communicate(timeout=20)
         assert (process.returncode, errors) == (0, "")
+
+
+def test_an_address_that_is_taken() -> None:
+    with running(Pretender()) as server:
+        port = int(server.url.rpartition(":")[2])
+        with pytest.raises(OSError, match=rf"127.0.0.1:{port}: cannot listen there"):
+            serve(Pretender(), Bytes(), ServerConfig(port=port))
 
 
 @pytest.mark.multi

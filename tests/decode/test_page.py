@@ -86,7 +86,7 @@ def test_tokens_are_streamed_coloured_and_explained(
         assert page.locator("#strip rect").count() == 8
         assert page.locator("#plot circle").count() == 0
         page.hover(".token >> nth=2")
-        assert page.inner_text("#about").startswith("Token 3: d (id 100), 3 steps, converged")
+        assert page.inner_text("#about").startswith('Token 3: "d" (id 100), 3 steps, converged')
         assert page.locator("#plot circle").count() == 2
         assert (page.locator("#plot .curve").get_attribute("d") or "").startswith("M")
         assert page.locator(".token.now").inner_text() == "d"
@@ -117,11 +117,11 @@ def test_the_keyboard_is_enough(browser: Browser, server: Running) -> None:
         done(page)
         page.focus("#answer")
         for key, told in (
-            ("", "Token 1: b"),
-            ("ArrowRight", "Token 2: c"),
-            ("ArrowRight", "Token 3: d"),
-            ("ArrowLeft", "Token 2: c"),
-            ("Home", "Token 1: b"),
+            ("", 'Token 1: "b"'),
+            ("ArrowRight", 'Token 2: "c"'),
+            ("ArrowRight", 'Token 3: "d"'),
+            ("ArrowLeft", 'Token 2: "c"'),
+            ("Home", 'Token 1: "b"'),
         ):
             if key:
                 page.keyboard.press(key)

@@ -6,14 +6,16 @@ Errors are in `errors.py`, limits in `guard.py` and `translate.py`, the engine's
 `worker.py`. Read `run.py` next.
 """
 
+import asyncio
 import base64
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
@@ -28,6 +30,8 @@ from equilm.decode.server.settings import ServerConfig
 from equilm.decode.server.translate import Job, Translator, no_model
 from equilm.decode.server.worker import Engine, Worker
 from equilm.decode.text import Tokenizer
+
+B = TypeVar("B", bound=Body)
 
 _CLOSED_REQUEST = 499  # nobody reads it: nginx' status for a client that hung up
 
@@ -49,6 +53,8 @@ class Service:
         self.translator = Translator(
             config=config, tokenizer=tokenizer, capacity=engine.capacity, limit=limit
         )
+        # A long text takes a tokenizer a while, and the event loop must not wait for it.
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="equilm-text")
         self.closing = False  # once the server has been asked to stop
         self.card: dict[str, Any] = {
             "id": config.name,
@@ -59,10 +65,14 @@ class Service:
             "tokenizer": type(tokenizer).__name__.lower(),
         }
 
-    async def answer(self, request: Request, kind: Kind, job: Job, body: Body) -> Response:
+    async def answer(
+        self, request: Request, kind: Kind, translate: Callable[[B], Job], body: B
+    ) -> Response:
         """Answer a completion or a chat, at once or as a stream."""
         if self.closing:
             raise unavailable("the server is going down")
+        loop = asyncio.get_running_loop()
+        job = await loop.run_in_executor(self._reading, translate, body)
         session = Session(
             self.worker,
             self.metrics,
@@ -89,6 +99,11 @@ class Service:
             session.close()
         return Response(status_code=_CLOSED_REQUEST) if told is None else JSONResponse(told)
 
+    async def close(self) -> None:
+        """End both threads."""
+        await self.worker.stop()
+        self._reading.shutdown()
+
 
 def build_app(engine: Engine, tokenizer: Tokenizer, config: ServerConfig) -> FastAPI:
     """Return the ASGI application; its `state.service` is the `Service`."""
@@ -98,7 +113,7 @@ def build_app(engine: Engine, tokenizer: Tokenizer, config: ServerConfig) -> Fas
     async def life(_: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
         yield
-        await service.worker.stop()
+        await service.close()
 
     # The framework's own pages load scripts from another host.
     app = FastAPI(lifespan=life, openapi_url=None)
@@ -113,13 +128,11 @@ def build_app(engine: Engine, tokenizer: Tokenizer, config: ServerConfig) -> Fas
 def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/completions")
     async def completions(request: Request, body: CompletionBody) -> Response:
-        job = service.translator.completion(body)
-        return await service.answer(request, "completion", job, body)
+        return await service.answer(request, "completion", service.translator.completion, body)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatBody) -> Response:
-        job = service.translator.chat(body)
-        return await service.answer(request, "chat", job, body)
+        return await service.answer(request, "chat", service.translator.chat, body)
 
 
 def _add_facts(app: FastAPI, service: Service) -> None:

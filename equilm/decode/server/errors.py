@@ -73,10 +73,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        message = (
-            f"{error.detail}; see GET /v1/models" if error.status_code == 404 else error.detail
-        )
-        return ApiError(error.status_code, message, headers=error.headers).response()
+        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

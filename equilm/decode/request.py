@@ -96,8 +96,8 @@ class Token(NamedTuple):
     residuals: tuple[float, ...] = ()  # of every evaluation, if asked for; none in a prompt
 
 
-# Why an answer ended: a stop token (or string), the limit, or the caller.
-FinishReason = Literal["stop", "length", "cancelled"]
+# Why an answer ended: a stop token (or string), or the limit.
+FinishReason = Literal["stop", "length"]
 
 
 class Event(NamedTuple):

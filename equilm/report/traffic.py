@@ -15,8 +15,12 @@ from equilm.report.style import LINES, style
 from equilm.report.tables import MISSING, Table
 
 PREFIX = "traffic_"
-POLICIES = {"lockstep": "in lockstep", "sweep": "by sweep"}
-COLOURS = dict(zip(POLICIES, LINES[1::-1], strict=True))
+ENGINES = {
+    "lockstep": "in lockstep",
+    "sweep": "by sweep",
+    "previous": "the same, from the token before",
+}
+DRAWN = {"lockstep": LINES[1], "sweep": LINES[0]}
 
 
 COLUMNS = {"gap_p50": "wait", "gap_p99": "p99", "evaluations": "evaluations"}
@@ -36,22 +40,22 @@ class Key(NamedTuple):
     slots: int
 
 
-# By policy and name of the value.
+# By engine and name of the value.
 Values = Mapping[tuple[str, str], float]
 
 
 def traffic_tables(records: Iterable[Record]) -> list[Table]:
-    """A table a model, task and device: a row a number of slots and policy."""
+    """A table a model, task and device: a row a number of slots and engine."""
     cases: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for key, values in _found(records).items():
         base = values.get(("lockstep", "speed"))
-        for policy, name in POLICIES.items():
-            if (policy, "speed") not in values:
+        for engine, name in ENGINES.items():
+            if (engine, "speed") not in values:
                 continue
-            speed = values[policy, "speed"]
+            speed = values[engine, "speed"]
             ratio = MISSING if base is None else f"{speed / base:.2f}"
-            rest = [f"{values[policy, one]:.1f}" for one in COLUMNS]
-            rest.append(f"{100 * values[policy, 'use']:.0f}%")
+            rest = [f"{values[engine, one]:.1f}" for one in COLUMNS]
+            rest.append(f"{100 * values[engine, 'use']:.0f}%")
             row = (f"{key.slots} at once, {name}", f"{speed:,.0f}", ratio, *rest)
             cases.setdefault(key[:3], []).append(row)
     header = ("", "tokens/s", "× lockstep", *COLUMNS.values(), "use")
@@ -84,13 +88,13 @@ def traffic_curves(records: Iterable[Record]) -> Plot | None:
 
 def _draw(grid: Sequence[Axes], here: Mapping[int, Values], title: str) -> None:
     speed, gap = grid
-    for policy, name in POLICIES.items():
-        slots = [one for one, values in here.items() if (policy, "speed") in values]
+    for engine, colour in DRAWN.items():
+        slots = [one for one, values in here.items() if (engine, "speed") in values]
         each = {
-            value: [here[one][policy, value] for one in slots]
+            value: [here[one][engine, value] for one in slots]
             for value in ("speed", "gap_p50", "gap_p99")
         }
-        colour = COLOURS[policy]
+        name = ENGINES[engine]
         speed.plot(slots, each["speed"], "o-", label=name, color=colour, clip_on=False)
         low, high = each["gap_p50"], each["gap_p99"]
         gap.plot(slots, low, "o-", color=colour, clip_on=False)
@@ -105,7 +109,7 @@ def _found(records: Iterable[Record]) -> dict[Key, dict[tuple[str, str], float]]
     found: dict[Key, dict[tuple[str, str], float]] = {}
     for record in records:
         if record.name.startswith(PREFIX):
-            policy, value = record.name.removeprefix(PREFIX).split("_", 1)
+            engine, value = record.name.removeprefix(PREFIX).split("_", 1)
             key = Key(record.model, record.task, record.device, record.batch or 1)
-            found.setdefault(key, {})[policy, value] = select.number(record)
+            found.setdefault(key, {})[engine, value] = select.number(record)
     return found

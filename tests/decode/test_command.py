@@ -1,6 +1,7 @@
 """`equilm generate` prints what `generate` answers, and says in one line what it cannot do."""
 
 import re
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -99,3 +100,19 @@ def test_top_p_out_of_range_is_told(
 ) -> None:
     out, err = said(monkeypatch, capsys, tracker, "--tokens", 1, "--top-p", 0)
     assert "top_p: expected a number in (0, 1], got 0.0" in out + err
+
+
+def test_traffic_is_measured_and_drawn(
+    tracker: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(tracker, tmp_path / "model"))
+    monkeypatch.setattr(sys, "argv", ["equilm", "traffic", str(folder), "--rounds", "2"])
+    sys.argv += ["--slots", "1", "2", "--answer", "3", "--tolerances", "0.1", "0.01"]
+    main()
+    assert "model, tolerance 0.1, 0.01, on cpu" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["equilm", "report", str(folder)])
+    main()
+    assert (folder / "report/traffic.png").exists()

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from equilm.decode.engine import Engine
-from equilm.decode.scheduler import Policy
 from equilm.measure import traffic
-from equilm.measure.traffic import POLICIES, UNITS, Differs, TrafficConfig, answer, asked
+from equilm.measure.traffic import ENGINES, UNITS, Differs, TrafficConfig, answer, asked
 from equilm.record import Record
 from equilm.report.select import number
 from equilm.report.traffic import traffic_tables
@@ -26,34 +25,34 @@ def records() -> list[Record]:
 def test_every_policy_and_number_of_slots_is_measured(records: list[Record]) -> None:
     named = {(record.batch, record.name): number(record) for record in records}
     assert set(named) == {
-        (slots, f"traffic_{policy}_{name}")
+        (slots, f"traffic_{engine}_{name}")
         for slots in QUICK.slots
-        for policy in POLICIES
+        for engine in ENGINES
         for name in UNITS
     }
     assert {record.task for record in records} == {"tolerance 0.3, 0.001"}
     for slots in QUICK.slots:
         assert named[slots, "traffic_sweep_same"] == 1
-        for policy in POLICIES:
-            fast, slow = (named[slots, f"traffic_{policy}_gap_{p}"] for p in ("p50", "p99"))
+        for engine in ENGINES:
+            fast, slow = (named[slots, f"traffic_{engine}_gap_{p}"] for p in ("p50", "p99"))
             assert 0 < fast <= slow
-            assert 1 < named[slots, f"traffic_{policy}_evaluations"] < 24
+            assert 1 < named[slots, f"traffic_{engine}_evaluations"] < 24
     # One at a time nobody waits for anybody; three at a time in lockstep they do.
-    alone = [named[1, f"traffic_{policy}_use"] for policy in POLICIES]
+    alone = [named[1, f"traffic_{engine}_use"] for engine in ENGINES]
     # But a token that runs out of steps takes one more sweep.
-    assert alone == pytest.approx([1, 1], abs=0.03)
+    assert alone == pytest.approx([1, 1, 1], abs=0.03)
     assert named[3, "traffic_lockstep_use"] < 0.9 < named[3, "traffic_sweep_use"]
     (table,) = traffic_tables(records)
-    assert len(table.rows) == 4 and table.rows[1][2] != "1.00"
+    assert len(table.rows) == 6 and table.rows[1][2] != "1.00"
 
 
 def test_an_engine_that_answers_wrongly_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Careless(Engine):
         """By sweep it takes every token for the last of the vocabulary."""
 
-        def __init__(self, *positional: Any, policy: Policy, **named: Any) -> None:
-            super().__init__(*positional, policy=policy, **named)
-            if policy == "sweep":
+        def __init__(self, *positional: Any, **named: Any) -> None:
+            super().__init__(*positional, **named)
+            if "policy" not in named:
                 feed = self.slots.feed
                 monkeypatch.setattr(self.slots, "feed", lambda rows, _: feed(rows, [5] * len(rows)))
 
@@ -73,7 +72,7 @@ def test_requests_are_drawn_from_the_seed_alone() -> None:
 
 def test_all_that_is_asked_is_answered() -> None:
     requests = asked(QUICK, 6, 5)
-    answered = answer(small(), requests, 2, "sweep")
+    answered = answer(small(), requests, 2)
     assert [len(answered.ids[place]) for place in range(5)] == [one.max_tokens for one in requests]
 
 
@@ -81,7 +80,7 @@ def test_all_that_is_asked_is_answered() -> None:
     ("settings", "told"),
     [
         ({"slots": ()}, r"slots: expected one or more integers >= 1, got \(\)"),
-        ({"rounds": 0}, "rounds: expected an integer >= 1, got 0"),
+        ({"rounds": 1}, "rounds: expected an integer >= 2, got 1"),
         ({"tolerances": ()}, "tolerances: expected one number or more, got none"),
     ],
     ids=str,

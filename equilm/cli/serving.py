@@ -2,11 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from equilm.cli.terminal import argument, complain, say, waiting
+from equilm.decode.server.settings import Limits, ServerConfig
+
+if TYPE_CHECKING:
+    from equilm.decode.engine import Engine
 
 KEY = "EQUILM_API_KEY"
 
@@ -19,18 +23,10 @@ def serve(
     name: Annotated[str, argument("NAME")] = "",
     host: str = "127.0.0.1",
     port: int = 8000,
-    device: Annotated[str, argument("NAME")] = "",
     slots: int = 8,
     capacity: int = 4096,
     prefix_cache: int = 16,
-    tolerance: float = 0.01,
-    max_steps: int = 64,
-    max_prompt: int = 8192,
-    max_answer: int = 2048,
-    max_body_bytes: int = 1_000_000,
-    max_queue: int = 64,
-    max_seconds: float = 600.0,
-    grace_seconds: float = 30.0,
+    limits: Annotated[Limits, OmitArgPrefixes, arg(name="")] = Limits(),  # noqa: B008
 ) -> None:
     """Serve a model: OpenAI's completions and chat, metrics, and a page to look at.
 
@@ -41,51 +37,35 @@ def serve(
         tokenizer: A folder, "bytes", or "ids", where the text of a token is its number. If left
             out: the checkpoint's own, or "ids" if it has none.
         name: What clients call the model; the folder's name if left out.
-        host: Address to listen at. Others than this machine can reach 0.0.0.0.
+        host: Address to listen at. Other machines can reach 0.0.0.0.
         port: 0 takes a free one.
-        device: cpu or cuda; cuda where there is one, if left out.
         slots: Answers at once.
         capacity: Tokens of a prompt and its answer, for models whose state grows with them.
         prefix_cache: States after beginnings of prompts to keep for prompts that begin the same.
-        tolerance: Of requests that do not say.
-        max_steps: Of requests that do not say.
-        max_prompt: Tokens of a prompt at most.
-        max_answer: Tokens of an answer at most.
-        max_body_bytes: Size of a request at most.
-        max_queue: Answers that may wait for a slot; the next ones are refused.
-        max_seconds: Time for an answer.
-        grace_seconds: Time that running answers get when the server is asked to stop.
+        limits: How much may be asked.
     """
     _check_extra()
+    from equilm.decode.server.run import serve as run
+    from equilm.decode.text import tokenizer_of
+
+    name, key = name or checkpoint.resolve().name, os.environ.get(KEY)
+    config = ServerConfig(host=host, port=port, name=name, api_key=key, limits=limits)
+    words = tokenizer_of(tokenizer, checkpoint)
+    engine = _engine(checkpoint, slots=slots, capacity=capacity, prefix_cache=prefix_cache)
+    if not config.private and key is None:
+        complain(f"{host}: anybody who can reach it may ask; set {KEY} to keep strangers out")
+    run(engine, words, config, started=lambda url: say(f"{name} at {url}; Ctrl+C ends it"))
+
+
+def _engine(checkpoint: Path, *, slots: int, capacity: int, prefix_cache: int) -> "Engine":
     import torch
 
     from equilm.decode.engine import Engine
-    from equilm.decode.server.run import serve as run
-    from equilm.decode.server.settings import ServerConfig
-    from equilm.decode.text import tokenizer_of
     from equilm.hf.convert import load
 
-    config = ServerConfig(
-        host=host,
-        port=port,
-        name=name or checkpoint.resolve().name,
-        api_key=os.environ.get(KEY),
-        max_prompt=max_prompt,
-        max_answer=max_answer,
-        max_body_bytes=max_body_bytes,
-        max_queue=max_queue,
-        max_seconds=max_seconds,
-        grace_seconds=grace_seconds,
-        tolerance=tolerance,
-        max_steps=max_steps,
-    )
-    words = tokenizer_of(tokenizer, checkpoint)
     with waiting(f"loading {checkpoint}"):
-        model = load(checkpoint, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    engine = Engine(model, slots=slots, capacity=capacity, prefix_cache=prefix_cache)
-    if not config.private and config.api_key is None:
-        complain(f"{host}: anybody who can reach it may ask; set {KEY} to keep strangers out")
-    run(engine, words, config, started=lambda url: say(f"{config.name} at {url}; Ctrl+C ends it"))
+        model = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
+    return Engine(model, slots=slots, capacity=capacity, prefix_cache=prefix_cache)
 
 
 def _check_extra() -> None:

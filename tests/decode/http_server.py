@@ -18,7 +18,7 @@ import uvicorn
 from equilm.decode.engine import Counts, Engine
 from equilm.decode.request import Event, Request, Token
 from equilm.decode.server.app import Service, build_app
-from equilm.decode.server.settings import ServerConfig
+from equilm.decode.server.settings import Limits, ServerConfig
 from equilm.decode.server.worker import Engine as AnyEngine
 from equilm.decode.text import Bytes, Tokenizer
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
@@ -130,10 +130,15 @@ class Running:
 
 @contextmanager
 def running(
-    engine: AnyEngine | None = None, tokenizer: Tokenizer | None = None, **settings: object
+    engine: AnyEngine | None = None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    api_key: str | None = None,
+    **limits: float,
 ) -> Iterator[Running]:
     """Run a server on loopback in a thread of its own."""
-    config = ServerConfig(port=0, name="tiny", **settings)  # type: ignore[arg-type]
+    given = Limits(**limits)  # type: ignore[arg-type]
+    config = ServerConfig(port=0, name="tiny", api_key=api_key, limits=given)
     engine = engine or Engine(language_model(), slots=4, capacity=512, prefix_cache=4)
     app = build_app(engine, tokenizer or Bytes(), config)
     listening = socket.create_server(("127.0.0.1", 0))

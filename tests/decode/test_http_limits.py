@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from equilm.decode.server.settings import ServerConfig
+from equilm.decode.server.settings import Limits, ServerConfig
 from tests.decode.http_server import Pretender, Running, running
 
 ASK = {"prompt": "a", "max_tokens": 3}
@@ -273,13 +273,25 @@ def test_two_servers_do_not_count_together() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"port": 70000}, "port: expected a port number, got 70000"),
-        ({"api_key": ""}, "api_key: expected a key that is not empty"),
         ({"max_queue": -1}, "max_queue: expected an integer >= 0, got -1"),
         ({"most_steps": 3}, "most_steps: expected at least 64, got 3"),
     ],
 )
-def test_settings_that_are_wrong(change: dict[str, Any], told: str) -> None:
+def test_limits_that_are_wrong(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Limits(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"port": 70000}, "port: expected a port number, got 70000"),
+        ({"name": ""}, "name: expected a name, got none"),
+        ({"api_key": ""}, "api_key: expected ASCII characters, at least one"),
+        ({"api_key": "schlüssel"}, "api_key: expected ASCII characters"),
+    ],
+)
+def test_addresses_and_keys_that_are_wrong(change: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         ServerConfig(**change)
 

@@ -47,7 +47,7 @@ class Service:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, config: ServerConfig) -> None:
         self.config, self.tokenizer = config, tokenizer
-        limit = engine.counts.slots + config.max_queue
+        limit = engine.counts.slots + config.limits.max_queue
         self.worker = Worker(engine, limit=limit)
         self.metrics = metrics.Metrics(lambda: engine.counts, lambda: self.worker.num_open)
         self.translator = Translator(
@@ -88,7 +88,7 @@ class Service:
                 logprobs=job.requests[0].logprobs is not None,
                 residuals=job.requests[0].residuals,
             ),
-            seconds=self.config.max_seconds,
+            seconds=self.config.limits.max_seconds,
         )
         await session.open()
         if body.stream:

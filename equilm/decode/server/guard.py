@@ -55,7 +55,7 @@ class Guard:
         except ApiError as error:
             await error.response()(scope, receive, tell)
             return
-        await self.app(scope, _limited(receive, self.config.max_body_bytes), tell)
+        await self.app(scope, _limited(receive, self.config.limits.max_body_bytes), tell)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
         config = self.config
@@ -70,8 +70,8 @@ class Guard:
             if kind != "application/json":
                 raise ApiError(415, f"content-type: expected application/json, got {kind!r}")
             length = headers.get("content-length", "0")
-            if length.isdecimal() and int(length) > config.max_body_bytes:
-                raise _too_large(config.max_body_bytes)
+            if length.isdecimal() and int(length) > config.limits.max_body_bytes:
+                raise _too_large(config.limits.max_body_bytes)
 
 
 def _check_key(given: str, key: str) -> None:

@@ -107,7 +107,7 @@ async def _drain(service: Service, asked: asyncio.Event) -> None:
     again = asyncio.create_task(asked.wait())
     await asyncio.wait(
         (drained, again),
-        timeout=service.config.grace_seconds,
+        timeout=service.config.limits.grace_seconds,
         return_when=asyncio.FIRST_COMPLETED,
     )
     await service.worker.stop()  # Whoever still waits is told.

@@ -73,7 +73,7 @@ class Translator:
         return self._job(body, [prompt], asked, logprobs)
 
     def _room(self, prompt: Sequence[int]) -> int:
-        limit = self.config.max_answer
+        limit = self.config.limits.max_answer
         return limit if self.capacity is None else max(1, min(limit, self.capacity - len(prompt)))
 
     def _check(self, body: Body) -> None:
@@ -93,7 +93,7 @@ class Translator:
         if not isinstance(prompt, str):
             return self._check_prompt(prompt, name)
         # No tokenizer makes more than a few bytes of text into no token at all.
-        if len(prompt) > 64 * self.config.max_prompt:
+        if len(prompt) > 64 * self.config.limits.max_prompt:
             raise self._too_long(name, "far more")
         try:
             return self._check_prompt(self.tokenizer.encode(prompt), name)
@@ -103,12 +103,12 @@ class Translator:
     def _check_prompt(self, ids: Sequence[int], name: str) -> tuple[int, ...]:
         if not ids:
             raise bad(name, "expected at least one token, got none")
-        if len(ids) > self.config.max_prompt:
+        if len(ids) > self.config.limits.max_prompt:
             raise self._too_long(name, f"{len(ids):,}")
         return tuple(ids)
 
     def _too_long(self, name: str, got: str) -> ApiError:
-        told = f"expected at most {self.config.max_prompt:,} tokens, got {got}"
+        told = f"expected at most {self.config.limits.max_prompt:,} tokens, got {got}"
         return bad(name, told, code="context_length_exceeded")
 
     def _job(
@@ -121,8 +121,8 @@ class Translator:
         echo: bool = False,
         generate: bool = True,
     ) -> Job:
-        if max_tokens > self.config.max_answer:
-            told = f"expected at most {self.config.max_answer:,}, got {max_tokens:,}"
+        if max_tokens > self.config.limits.max_answer:
+            told = f"expected at most {self.config.limits.max_answer:,}, got {max_tokens:,}"
             raise bad("max_tokens", told)
         if len(prompts) * (body.n or 1) > self.limit:
             raise bad("n", f"expected at most {self.limit} answers at once, prompts times n")
@@ -153,14 +153,14 @@ class Translator:
         )
 
     def _solver(self, body: Body) -> tuple[float, int]:
-        config, asked = self.config, body.solver
+        limits, asked = self.config.limits, body.solver
         tolerance = asked.tolerance if asked else None
         steps = asked.max_steps if asked else None
-        if steps is not None and steps > config.most_steps:
-            raise bad("solver", f"max_steps: expected at most {config.most_steps}, got {steps}")
+        if steps is not None and steps > limits.most_steps:
+            raise bad("solver", f"max_steps: expected at most {limits.most_steps}, got {steps}")
         return (
-            config.tolerance if tolerance is None else tolerance,
-            config.max_steps if steps is None else steps,
+            limits.tolerance if tolerance is None else tolerance,
+            limits.max_steps if steps is None else steps,
         )
 
 

@@ -10,11 +10,12 @@ Not thread-safe. The queue is `scheduler.py`, the tensors are in `slots.py`, pro
 """
 
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from equilm.decode.counts import Counts as Counts
 from equilm.decode.evaluation import Evaluation
 from equilm.decode.job import Job, choose, tell
 from equilm.decode.prompts import Prompts
@@ -24,21 +25,6 @@ from equilm.decode.slots import Reading, Slots, Start
 from equilm.decode.snapshots import Snapshot, frozen, grows
 from equilm.nn.linear import prepared
 from equilm.nn.model import LanguageModel
-
-
-class Counts(NamedTuple):
-    """Where an engine stands, and what it has done so far."""
-
-    waiting: int
-    prefilling: int
-    running: int
-    slots: int
-    requests: int  # submitted
-    tokens: int  # generated
-    prompt_tokens: int  # taken in
-    cached_tokens: int  # of prompts that need not be taken in again
-    sweeps: int
-    evaluations: int  # of F, that tokens in slots needed
 
 
 class Engine:
@@ -58,6 +44,7 @@ class Engine:
         start: Where the solve of a token begins: at "zero", or at the answer to the "previous" one
             unless one evaluation finds it far. The answer is the same to the tolerance.
         check_every: Sweeps between two looks at what has settled, ≥ 1.
+        precision: The type of products; "bf16" casts the weights once, as in training.
         prefix_cache: States kept for prompts that begin alike, ≥ 0. Where one is used the answer
             is the same to the tolerance.
 
@@ -78,6 +65,7 @@ class Engine:
         sweeps_between: float = 1.0,
         start: Start = "zero",
         check_every: int = 1,
+        precision: Literal["float32", "bf16"] = "float32",
         prefix_cache: int = 0,
     ) -> None:
         for name, value, least in (
@@ -91,10 +79,12 @@ class Engine:
                 raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
         if start not in ("zero", "previous"):
             raise ValueError(f"start: expected 'zero' or 'previous', got {start!r}")
-        self.model, self.check_every = model, check_every
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision: expected 'float32' or 'bf16', got {precision!r}")
+        self.model, self.check_every, self.precision = model, check_every, precision
         self.scheduler = Scheduler(slots=slots, policy=policy, sweeps_between=sweeps_between)
         evaluation = Evaluation(model)
-        with torch.no_grad():
+        with torch.no_grad(), self._computing():
             self.slots = Slots(evaluation, rows=slots, capacity=capacity, start=start)
         self.prompts = Prompts(
             evaluation,
@@ -108,7 +98,7 @@ class Engine:
         self._jobs: dict[int, Job] = {}
         self._next_id = 0
         self._held: list[ExitStack] = []
-        self._requests = self._tokens = self._sweeps = self._evaluations = 0
+        self._tokens = self._sweeps = self._evaluations = 0
 
     @property
     def busy(self) -> bool:
@@ -188,18 +178,25 @@ class Engine:
     @torch.no_grad()
     def step(self) -> list[Event]:
         """Sweep over the running, or take in a chunk of a prompt; return what became known."""
-        events = self._admit()
-        turn = self.scheduler.turn()
-        if turn != "idle" and not self._held:
-            # The weights stay folded as long as there is something to do.
-            self._held.append(ExitStack())
-            self._held[0].enter_context(prepared(self.model))
-        if turn == "prefill":
-            events += self._prefill()
-        elif turn == "sweep":
-            events += self._sweep()
+        events: list[Event] = []
+        if not self.busy:
+            return events
+        with self._computing():
+            if not self._held:
+                # The weights stay folded as long as there is something to do.
+                self._held.append(ExitStack())
+                self._held[0].enter_context(prepared(self.model))
+            events += self._admit()
+            if self.scheduler.turn() == "prefill":
+                events += self._prefill()
+            else:
+                events += self._sweep()
         self._release()
         return events
+
+    def _computing(self) -> torch.autocast:
+        device = self.model.embedding.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _admit(self) -> list[Event]:
         events = []

@@ -88,13 +88,10 @@ class Scheduler:
         self.running[slot] = last
         return Move(len(self.running), slot)
 
-    def turn(self) -> Literal["prefill", "sweep", "idle"]:
-        """Say what to do next."""
-        if self.prefilling:
-            due = self._between if self.policy == "lockstep" else self._owed <= 0
-            if due or not self.running:
-                return "prefill"
-        return "sweep" if self.running else "idle"
+    def turn(self) -> Literal["prefill", "sweep"]:
+        """Say what to do next, once everybody is admitted for whom there is a slot."""
+        due = self._between if self.policy == "lockstep" else self._owed <= 0
+        return "prefill" if self.prefilling and (due or not self.running) else "sweep"
 
     def took_in(self, requests: Iterable[int], sweeps: int) -> None:
         """Note a chunk of these prompts, which took some sweeps; others are next."""

@@ -109,7 +109,9 @@ class Weight(Prepared):
 
     def prepare(self) -> None:
         """Fold and cast."""
-        self._folded = self._fold()
+        weight = self._fold()
+        # As an alias, because a module would take a parameter for one more of its own.
+        self._folded = weight.view_as(weight)
 
     def release(self) -> None:
         """Forget what was folded."""

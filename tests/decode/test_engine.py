@@ -177,3 +177,18 @@ def test_weights_are_folded_only_while_there_is_something_to_do() -> None:
             if isinstance(part, Weight):
                 part.assign(0.9 * part.effective())
     assert run(engine, [request]) == [plain(model, request)]
+
+
+@pytest.mark.parametrize(("kind", "implicit"), KINDS)
+def test_bf16_is_near(kind: str, implicit: bool) -> None:
+    model = (equilibrium_model if implicit else language_model)(kind, num_layers=1).float().eval()
+    request = Request(prompt=tuple(range(10)), max_tokens=1, logprobs=11, tolerance=0.05, echo=True)
+    (exact,) = run(Engine(model, capacity=20), [request])
+    (near,) = run(Engine(model, capacity=20, precision="bf16"), [request])
+    got, want = (
+        torch.tensor([token.logprob for token in (*one.prompt[1:], *one.tokens)])
+        for one in (near, exact)
+    )
+    assert 1e-6 < (got - want).abs().max() < 0.2
+    with pytest.raises(ValueError, match="precision: expected 'float32' or 'bf16', got 'fp8'"):
+        Engine(model, precision="fp8")  # type: ignore[arg-type]

@@ -69,7 +69,6 @@ def test_sweeps_have_few_widths(slots: int, running: int, width: int) -> None:
 
 def test_prompts_are_taken_in_between_sweeps() -> None:
     scheduler = Scheduler(slots=4, sweeps_between=0.1)
-    assert scheduler.turn() == "idle"
     for number in range(3):
         scheduler.add(number)
     scheduler.admit()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -35,6 +35,7 @@ def generate(
     stop: Annotated[tuple[str, ...], argument("TEXT [TEXT ...]")] = (),
     tolerance: float = 0.01,
     max_steps: int = 64,
+    precision: Literal["float32", "bf16"] = "float32",
     show_steps: bool = False,
 ) -> None:
     """Go on from a prompt, and print the answer as it comes.
@@ -51,6 +52,7 @@ def generate(
         stop: Texts that end an answer.
         tolerance: A token is solved when one more evaluation changes it by this share.
         max_steps: Evaluations a token may take.
+        precision: The type that products are computed in.
         show_steps: Colour each token by the evaluations it took, and list them.
     """
     from equilm.decode.generate import stream
@@ -71,7 +73,8 @@ def generate(
     )
     seeded = (replace(sampling, seed=sampling.seed + sample) for sample in range(samples))
     requests = [replace(request, sampling=each) for each in seeded]
-    pieces = stream(_engine(checkpoint, requests), requests, tokenizer=words, stop=stop)
+    engine = _engine(checkpoint, requests, precision)
+    pieces = stream(engine, requests, tokenizer=words, stop=stop)
     taken = _print_in_order(pieces, samples, coloured=show_steps)
     _print_effort(taken, words, listed=show_steps)
 
@@ -131,7 +134,9 @@ def traffic(
         console.print(table.terminal())
 
 
-def _engine(checkpoint: Path, requests: Sequence["Request"]) -> "Engine":
+def _engine(
+    checkpoint: Path, requests: Sequence["Request"], precision: Literal["float32", "bf16"]
+) -> "Engine":
     import torch
 
     from equilm.decode.engine import Engine
@@ -139,7 +144,7 @@ def _engine(checkpoint: Path, requests: Sequence["Request"]) -> "Engine":
 
     model = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
     capacity = len(requests[0].prompt) + requests[0].max_tokens
-    return Engine(model, slots=min(len(requests), 8), capacity=capacity)
+    return Engine(model, slots=min(len(requests), 8), capacity=capacity, precision=precision)
 
 
 def _print_in_order(

@@ -1,0 +1,101 @@
+"""Training from CUDA graphs gives the very numbers of training without."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from equilm.nn.capture import Capture
+from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig, observed
+from equilm.nn.mamba2 import Mamba2Config
+from equilm.nn.model import LanguageModel, ModelConfig
+from equilm.solve import Phantom, Solve
+
+pytestmark = pytest.mark.gpu
+
+SOLVE = Solve(max_steps=6, tolerance=1e-2)
+
+
+def model_of(*, implicit: bool, dropout: float = 0.0) -> LanguageModel:
+    config = ModelConfig(
+        vocab_size=50,
+        width=64,
+        num_layers=2,
+        mixer=Mamba2Config(expand=2, head_width=32, state_size=16),
+        weight_norm=implicit,
+        dropout=dropout,
+        equilibrium=EquilibriumConfig(solve=SOLVE, gradient=Phantom(steps=2)) if implicit else None,
+    )
+    generator = torch.Generator().manual_seed(0)
+    return LanguageModel(config, generator=generator).cuda().train()
+
+
+def steps(model: LanguageModel, count: int) -> Iterator[tuple[float, list[Tensor]]]:
+    """The loss and all gradients of a few steps of gradient descent."""
+    for index in range(count):
+        generator = torch.Generator().manual_seed(index)
+        tokens_BT = torch.randint(50, (3, 70), generator=generator).cuda()
+        torch.manual_seed(index)
+        found = model.loss(tokens_BT, tokens_BT, ignore=-100)
+        model.zero_grad(set_to_none=True)
+        found.loss_sum.backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        yield found.loss_sum.item(), gradients
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=1e-4)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_the_same_numbers(implicit: bool, recompute: bool) -> None:
+    eager, captured = model_of(implicit=implicit), model_of(implicit=implicit)
+    captured.capture, captured.recompute = Capture(captured.core), recompute
+    for (loss, gradients), (again, found) in zip(steps(eager, 5), steps(captured, 5), strict=True):
+        assert again == pytest.approx(loss, rel=1e-5)
+        for left, right in zip(found, gradients, strict=True):
+            assert (left - right).norm() <= 1e-4 * right.norm()
+
+
+def test_sweeps_and_gradient_drop_the_same() -> None:
+    """Two masks would make the point found no fixed point of what is differentiated."""
+    model = model_of(implicit=True, dropout=0.5)
+    core = model.core
+    assert isinstance(core, Equilibrium)
+    core.solve = Solve(tolerance=1e-5, max_steps=60, cycle=None)
+    capture = Capture(core)
+    for _ in range(3):
+        x_BTD = model.embed(torch.randint(50, (3, 20)).cuda())
+        with observed(model) as solutions:
+            z_BTD = capture(x_BTD)
+        found = solutions[0].value
+        assert (z_BTD - found).norm() < 1e-2 * found.norm()
+
+
+def test_a_phase_that_changes_is_recorded_anew() -> None:
+    model = model_of(implicit=True)
+    core = model.core
+    assert isinstance(core, Equilibrium)
+    capture = Capture(core)
+    x_BTD = model.embed(torch.randint(50, (3, 20)).cuda())
+    for steps_taken in (6, 6, 2, 2, 6):
+        core.solve = Solve(tolerance=0.0, max_steps=steps_taken, cycle=None)
+        with observed(model) as solutions:
+            got = capture(x_BTD)
+        expected, _ = core(x_BTD)
+        assert solutions[0].sweeps == steps_taken
+        torch.testing.assert_close(got, expected)
+
+
+def test_what_waits_for_the_host_runs_eagerly() -> None:
+    model = model_of(implicit=True)
+    core = model.core
+    assert isinstance(core, Equilibrium)
+    core.solve = Solve(max_steps=6, tolerance=1e-2, window=8)
+    capture = Capture(core)
+    x_BTD = model.embed(torch.randint(50, (3, 20)).cuda())
+    for _ in range(3):
+        got = capture(x_BTD)
+    torch.testing.assert_close(got, core(x_BTD)[0])

@@ -12,6 +12,7 @@ from equilm.decode.request import Request
 from equilm.decode.slots import NEAR
 from equilm.nn.linear import Weight
 from equilm.nn.model import MIXERS, LanguageModel
+from equilm.solve import SOLVERS, Solve
 from tests.decode.plain import Told, ids, plain, ragged, run
 from tests.nn.build import equilibrium_model, language_model
 
@@ -192,3 +193,12 @@ def test_bf16_is_near(kind: str, implicit: bool) -> None:
     assert 1e-6 < (got - want).abs().max() < 0.2
     with pytest.raises(ValueError, match="precision: expected 'float32' or 'bf16', got 'fp8'"):
         Engine(model, precision="fp8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_may_drive_it(solver: str) -> None:
+    solve = Solve(solver=SOLVERS[solver](), max_steps=0)  # type: ignore[arg-type]
+    model = equilibrium_model("mamba2", num_layers=1, solve=solve).eval()
+    requests = ragged(5, seed=1)
+    want = [plain(model, request) for request in requests]
+    assert run(Engine(model, slots=3, window=1, short=4), requests) == want

@@ -99,7 +99,9 @@ class Attention(Mixer):
     def init_state(self, batch: int, capacity: int) -> AttentionState:
         """Empty buffers of `capacity` slots a row, and one more that takes what is padding."""
         like = next(self.parameters())
-        buffer_BSHP = like.new_zeros(batch, capacity + 1, self.kv_heads, self.head_width)
+        # In memory a head's slots lie together: a token reads all of them, and writes one.
+        buffer_BHSP = like.new_zeros(batch, self.kv_heads, capacity + 1, self.head_width)
+        buffer_BSHP = buffer_BHSP.transpose(1, 2)
         length_B = torch.zeros(batch, dtype=torch.int64, device=like.device)
         return AttentionState(buffer_BSHP, buffer_BSHP.clone(), length_B)
 

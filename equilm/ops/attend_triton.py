@@ -23,8 +23,10 @@ def attend(
     num_slots,
     stride_key_row,
     stride_key_slot,
+    stride_key_head,
     stride_value_row,
     stride_value_slot,
+    stride_value_head,
     scale,
     PRECISION: tl.constexpr,
     K: tl.constexpr,
@@ -45,8 +47,8 @@ def attend(
     first = tl.load(before + row)
     last_Q = first + token
     end = tl.minimum(first + tl.minimum(tl.max(token, 0) + 1, num_tokens), num_slots)
-    key += row * stride_key_row + shared * WIDTH
-    value += row * stride_value_row + shared * WIDTH
+    key += row * stride_key_row + shared * stride_key_head
+    value += row * stride_value_row + shared * stride_value_head
     top_Q = tl.full((Q,), float("-inf"), tl.float32)
     sum_Q = tl.zeros((Q,), tl.float32)
     acc_QP = tl.zeros((Q, P), tl.float32)
@@ -92,8 +94,8 @@ def attend_cached(
         out_BTHP,
         tokens,
         key_BSHP.shape[1],
-        *key_BSHP.stride()[:2],
-        *value_BSHP.stride()[:2],
+        *key_BSHP.stride()[:3],
+        *value_BSHP.stride()[:3],
         math.log2(math.e) / math.sqrt(width),
         PRECISION="ieee" if is_wide else "tf32",
         K=kv_heads,

@@ -53,7 +53,11 @@ def split(
     stride_inject_row,
     stride_inject_token,
     stride_key_row,
+    stride_key_slot,
+    stride_key_head,
     stride_value_row,
+    stride_value_slot,
+    stride_value_head,
     HAS_INJECT: tl.constexpr,
     HAS_BEFORE: tl.constexpr,
     IN_CACHE: tl.constexpr,
@@ -77,8 +81,8 @@ def split(
     from_TP = (row * stride_qkv_row + token * stride_qkv_token)[:, None] + p[None]
     add_TP = (row * stride_inject_row + token * stride_inject_token)[:, None] + p[None]
     query_TP = (n * (H * 2 * HALF))[:, None] + p[None]
-    key_TP = (row * stride_key_row + slot * (K * 2 * HALF))[:, None] + p[None]
-    value_TP = (row * stride_value_row + slot * (K * 2 * HALF))[:, None] + p[None]
+    key_TP = (row * stride_key_row + slot * stride_key_slot)[:, None] + p[None]
+    value_TP = (row * stride_value_row + slot * stride_value_slot)[:, None] + p[None]
     for head in range(first_head, first_head + HEADS):
         at = head * (2 * HALF)
         x_TP = tl.load(qkv + from_TP + at, mask=mask, other=0.0).to(tl.float32)
@@ -90,9 +94,11 @@ def split(
         if head < H:
             _store(query, query_TP + at, turned_TP, turned2_TP, mask, HALF)
         elif head < H + K:
-            _store(key, key_TP + (at - H * 2 * HALF), turned_TP, turned2_TP, mask, HALF)
+            at_TP = key_TP + (head - H) * stride_key_head
+            _store(key, at_TP, turned_TP, turned2_TP, mask, HALF)
         else:
-            _store(value, value_TP + (at - (H + K) * 2 * HALF), turned_TP, turned2_TP, mask, HALF)
+            at_TP = value_TP + (head - H - K) * stride_value_head
+            _store(value, at_TP, turned_TP, turned2_TP, mask, HALF)
 
 
 @triton.jit
@@ -213,7 +219,7 @@ def split_heads_into(
     rows, tokens, _ = qkv_BTE.shape
     width = key_BSHP.shape[3]
     query_BTHP = torch.empty(rows, tokens, heads, width, dtype=qkv_BTE.dtype, device=qkv_BTE.device)
-    assert key_BSHP[0].is_contiguous() and value_BSHP[0].is_contiguous()
+    assert key_BSHP.stride(-1) == value_BSHP.stride(-1) == 1
     _split(qkv_BTE, inject_BTE, before_B, query_BTHP, key_BSHP, value_BSHP, theta, in_cache=True)
     return query_BTHP
 
@@ -234,8 +240,8 @@ def _split(qkv, inject, before, query, key, value, theta, *, in_cache):
         key.shape[1],
         *qkv.stride()[:2],
         *(qkv if inject is None else inject).stride()[:2],
-        key.stride(0),
-        value.stride(0),
+        *key.stride()[:3],
+        *value.stride()[:3],
         HAS_INJECT=inject is not None,
         HAS_BEFORE=before is not None,
         IN_CACHE=in_cache,

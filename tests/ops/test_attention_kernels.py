@@ -124,7 +124,9 @@ def test_split_heads_into_a_cache(
     qkv = draw(2, 3, channels).to(DEVICE, dtype)
     add = draw(2, 3, channels).to(DEVICE, dtype) if inject else None
     before_B = lengths(2, 7)  # the second row's last token lies past the end
-    key, value = (torch.ones(2, slots, kv_heads, width, device=DEVICE) for _ in range(2))
+    # Slots of a head together, as a fresh state has them, and heads of a slot together.
+    key = torch.ones(2, kv_heads, slots, width, device=DEVICE).transpose(1, 2)
+    value = torch.ones(2, slots, kv_heads, width, device=DEVICE)
     with torch.no_grad():
         query = split_heads_into(qkv, add, before_B, key, value, heads, THETA)
         expected = split_heads(
@@ -153,7 +155,8 @@ def test_attend_over_a_cache(
     slots = 140
     before_B = lengths(0, 70, slots - tokens)
     query = draw(3, tokens, heads, width).to(DEVICE, dtype)
-    key, value = (draw(3, slots, kv_heads, width).to(DEVICE, dtype) for _ in range(2))
+    key = draw(3, kv_heads, slots, width).to(DEVICE, dtype).transpose(1, 2)
+    value = draw(3, slots, kv_heads, width).to(DEVICE, dtype)
     expected = attend(
         query.cpu().double(), key.cpu().double(), value.cpu().double(), before_B.cpu()
     )

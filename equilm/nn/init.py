@@ -9,6 +9,7 @@
 | dt_bias                      | softplus⁻¹(dt), dt log-uniform in [1e-3, 1e-1], at least 1e-4 |
 | A_log                        | log U(1, 16)                                                  |
 | D, norm weights              | 1                                                             |
+| what other mixers have       | `initialise_own` of the mixer                                 |
 
 Source: arXiv 2405.21060 and its code for Mamba2; arXiv 2502.07827.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from equilm.nn.linear import DepthwiseTaps, Linear, Weight
 from equilm.nn.mamba2 import Mamba2
+from equilm.nn.mixer import Mixer
 from equilm.nn.norm import GatedRMSNorm, RMSNorm
 
 INTO_STREAM = ("out_proj", "w2")
@@ -64,6 +66,8 @@ def initialise_part(module: nn.Module, *, scale: float, generator: torch.Generat
         module.weight.fill_(1.0)
     elif isinstance(module, Mamba2):
         _init_mamba2(module, generator)
+    elif isinstance(module, Mixer):
+        module.initialise_own(generator)
 
 
 def _init_weight(module: Weight, scale: float, generator: torch.Generator) -> None:

@@ -18,6 +18,7 @@ Read `mamba2.py` next.
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # A (named) tuple of tensors, batch first; recurrent parts in float32. Attention keeps preallocated
@@ -59,6 +60,13 @@ class Mixer(nn.Module, ABC):
 
         Returns the stream r, the branch y still to be added, and the next state, which may be
         anything unless `advance`; `None` where there are no kernels for it, as by default.
+        """
+        return None
+
+    def initialise_own(self, generator: torch.Generator) -> None:
+        """Set the parameters that are this mixer's own, not its children's, in place.
+
+        `equilm/nn/init.py` sets those of projections, taps and norms, and says what Mamba2's are.
         """
         return None
 

@@ -14,25 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from equilm.nn.attention import Attention, AttentionConfig, AttentionState, room
+from equilm.nn.attention import AttentionState, room
 from equilm.nn.block import Block, Stack
 from equilm.nn.capture import Capture
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.init import initialise
 from equilm.nn.linear import prepared
-from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixer import Mixer, State
+from equilm.nn.mixers import MIXERS as MIXERS
+from equilm.nn.mixers import MixerConfig as MixerConfig
 from equilm.nn.mlp import GatedMLP
 from equilm.nn.recompute import recomputed
 from equilm.ops.cross_entropy import CrossEntropy, linear_cross_entropy
-
-MixerConfig = Mamba2Config | AttentionConfig
-
-# Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
-MIXERS: dict[str, tuple[type, type[Mixer]]] = {
-    "mamba2": (Mamba2Config, Mamba2),
-    "attention": (AttentionConfig, Attention),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

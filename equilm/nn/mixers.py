@@ -1,0 +1,13 @@
+"""The table of mixers: the one place that knows them all. Read `model.py` next."""
+
+from equilm.nn.attention import Attention, AttentionConfig
+from equilm.nn.mamba2 import Mamba2, Mamba2Config
+from equilm.nn.mixer import Mixer
+
+MixerConfig = Mamba2Config | AttentionConfig
+
+# Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
+MIXERS: dict[str, tuple[type, type[Mixer]]] = {
+    "mamba2": (Mamba2Config, Mamba2),
+    "attention": (AttentionConfig, Attention),
+}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from equilm.config import nearest
+from equilm.tasks.regular import Regular, RegularConfig
 from equilm.tasks.task import (
     IGNORE,
     SPLITS,
@@ -21,6 +22,8 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "Batch",
+    "Regular",
+    "RegularConfig",
     "Scores",
     "Task",
     "TaskConfig",
@@ -31,11 +34,12 @@ __all__ = [
     "scores",
 ]
 
-# Grows into a union, tagged by `kind`, with the second row.
-TaskConfig: TypeAlias = WordProblemConfig
+TaskConfig: TypeAlias = WordProblemConfig | RegularConfig
 
-TASKS: dict[str, tuple[type[WordProblemConfig], type[WordProblem]]] = {
+# Every task by its `kind`: its configuration and its class.
+TASKS: dict[str, tuple[type, type[Any]]] = {
     "word_problem": (WordProblemConfig, WordProblem),
+    "regular": (RegularConfig, Regular),
 }
 
 
@@ -57,4 +61,5 @@ def build_task(config: TaskConfig) -> Task:
             f"nearest is {nearest(config.kind, tuple(TASKS))!r}"
         )
     _, task_class = TASKS[config.kind]
-    return task_class(config)
+    task: Task = task_class(config)
+    return task

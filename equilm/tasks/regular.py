@@ -87,7 +87,7 @@ class Regular(Task):
         self.config = config
         self.words = _LANGUAGES[config.language].words(config)
         self.vocab_size = len(self.words)
-        self.name = config.language
+        self.name: str = config.language
         if config.language in _SIZED:
             self.name += f" {config.order}"
 

@@ -11,7 +11,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from equilm.decode.text import Ids
 from tests.decode.http_server import Pretender, Running, running
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
 
 

@@ -83,7 +83,7 @@ class _Strict(BaseModel):
 class Solver(_Strict):
     """The dial between quality and speed."""
 
-    tolerance: float | None = Field(None, ge=0)
+    tolerance: float | None = Field(None, ge=0, le=1)
     max_steps: int | None = Field(None, ge=1)
 
 

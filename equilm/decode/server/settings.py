@@ -12,7 +12,7 @@ class Limits:
     """How much may be asked, and what is meant by those who do not say.
 
     Args:
-        tolerance: Of requests that do not say, ≥ 0.
+        tolerance: Of requests that do not say, in [0, 1].
         max_steps: Of requests that do not say, ≥ 1.
         most_steps: What a request may ask for, ≥ `max_steps`.
         max_prompt: Tokens of a prompt at most, ≥ 1; the engine's capacity is a limit of its own.
@@ -35,7 +35,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, good, expected in (
-            ("tolerance", self.tolerance >= 0, "a number >= 0"),
+            ("tolerance", 0 <= self.tolerance <= 1, "a number in [0, 1]"),
             ("max_steps", self.max_steps >= 1, "an integer >= 1"),
             ("most_steps", self.most_steps >= self.max_steps, f"at least {self.max_steps}"),
             ("max_prompt", self.max_prompt >= 1, "an integer >= 1"),

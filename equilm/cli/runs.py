@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from equilm.cli.terminal import argument, complain, console, say, waiting
+from equilm.measure.language_config import LanguageConfig
 
 if TYPE_CHECKING:
     from equilm.record import Record
@@ -35,6 +36,7 @@ def train(
     """
     from equilm import config
     from equilm.nn.model import parameter_count
+    from equilm.train import parallel
     from equilm.train.progress import show
     from equilm.train.recipe import Recipe
     from equilm.train.trainer import Trainer
@@ -45,9 +47,13 @@ def train(
     settings = config.load(Recipe, recipe, overrides)
     trainer = Trainer(settings, out, resume=resume, tensorboard=tensorboard)
     size, step = parameter_count(trainer.model), trainer.position.step
-    say(f"{out}: {size:,} parameters on {trainer.device.type}, steps {step} to {settings.steps}")
+    ranks = trainer.ranks
+    where = trainer.device.type + (f" × {ranks.size}" if ranks.size > 1 else "")
+    console.quiet = not ranks.is_first
+    say(f"{out}: {size:,} parameters on {where}, steps {step} to {settings.steps}")
     try:
         show(trainer.run(), name=out.resolve().name, num_steps=settings.steps, console=console)
+        parallel.leave()
     except KeyboardInterrupt:
         complain(f"interrupted; go on with: equilm train --resume --out {out}")
         sys.exit(130)
@@ -63,8 +69,11 @@ def evaluate(
     seed: int = 0,
     tolerance: float = 0.01,
     max_steps: int = 64,
+    language: Annotated[LanguageConfig, OmitArgPrefixes, arg(name="")] = LanguageConfig(),  # noqa: B008
 ) -> None:
     """Measure runs on the test split of their task, and add the Records to RUN/records.jsonl.
+
+    With --text or --harness: measure language models, of any folder that `convert` reads, instead.
 
     Args:
         runs: Folders of runs, or of checkpoints in them; one or more.
@@ -74,8 +83,10 @@ def evaluate(
         seed: Of the sequences.
         tolerance: A token is solved when one more evaluation changes it by this share.
         max_steps: Evaluations a token may take.
+        language: Of language models.
     """
     from equilm.measure.evaluate import EvaluationConfig
+    from equilm.measure.language import evaluate_folder
     from equilm.train.runs import evaluate_run
 
     if not runs:
@@ -91,7 +102,10 @@ def evaluate(
     records = []
     for run in runs:
         with waiting(f"evaluating {run}"):
-            records += evaluate_run(run, settings)
+            if language.text or language.harness:
+                records += evaluate_folder(run, settings, language)
+            else:
+                records += evaluate_run(run, settings)
     for table in _tables(records):
         console.print(table.terminal())
 
@@ -134,8 +148,14 @@ def _recipe_of(run: Path) -> Path:
 
 
 def _tables(records: list["Record"]) -> list["Table"]:
+    from equilm.report.language import language_tables
     from equilm.report.speed import speed_tables
     from equilm.report.tables import accuracy_table, effort_table
 
-    found = (accuracy_table(records), effort_table(records), *speed_tables(records))
+    found = (
+        accuracy_table(records),
+        effort_table(records),
+        *language_tables(records),
+        *speed_tables(records),
+    )
     return [table for table in found if table]

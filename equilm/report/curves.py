@@ -37,16 +37,16 @@ def accuracy_by_length(records: Iterable[Record]) -> Plot | None:
         plot.share_axis(axes)
         axes.set_title("tokens right")
         ends = {}
-        for line, colour in _colours(lines).items():
+        for line, colour in colours(lines).items():
             seeds = [[select.number(r) for r in at] for at in lines[line].values()]
             mean, low, high = (np.array([f(each) for each in seeds]) for f in (np.mean, min, max))
             x = list(lines[line])
-            axes.plot(x, mean, **_stroke(line), color=colour, clip_on=False)
+            axes.plot(x, mean, **stroke_of(line), color=colour, clip_on=False)
             if np.any(low < high):
                 axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            ends[select.label(line, lines)] = End(mean[-1], colour, _stroke(line))
+            ends[select.label(line, lines)] = End(mean[-1], colour, stroke_of(line))
         plot.label_ends(axes, ends | _draw_guessing(axes, records, lines), height=2.6)
-        _mark_trained(axes, records)
+        mark_trained(axes, records)
     caption = "Each point is all tokens of one test length; a line that stays at the "
     caption += "top means that the model knows the state to the very end."
     return Plot("accuracy", "Accuracy against length", caption, figure)
@@ -66,14 +66,14 @@ def accuracy_by_position(records: Iterable[Record]) -> Plot | None:
         plot.share_axis(axes)
         axes.set_title("tokens right")
         ends = {}
-        for line, colour in _colours(lines).items():
+        for line, colour in colours(lines).items():
             right = np.nanmean(select.rows(lines[line][max(lines[line])]), axis=0)
             x, mean = _geometric_bins(right)
-            stroke = _stroke(line) | {"markevery": 0.1}
+            stroke = stroke_of(line) | {"markevery": 0.1}
             axes.plot(x, mean, **stroke, color=colour, clip_on=False)
-            ends[select.label(line, lines)] = End(mean[-1], colour, _stroke(line))
+            ends[select.label(line, lines)] = End(mean[-1], colour, stroke_of(line))
         plot.label_ends(axes, ends | _draw_guessing(axes, records, lines), height=2.3)
-        _mark_trained(axes, records)
+        mark_trained(axes, records)
     caption = "The same sequences token by token: where a line falls is how far the model can "
     caption += "carry the state."
     return Plot("position", "Accuracy along the sequence", caption, figure)
@@ -140,7 +140,8 @@ def residual_curves(records: Iterable[Record]) -> Plot | None:
     return Plot("residual", "Residual against sweep", caption, figure)
 
 
-def _stroke(line: Line) -> dict[str, Any]:
+def stroke_of(line: Line) -> dict[str, Any]:
+    """How the line of a mode is drawn."""
     if line.mode == "simultaneous":
         return {"linestyle": (0, (1, 2)), "marker": "^", "markersize": 5}
     if line.mode.startswith("window"):
@@ -148,7 +149,8 @@ def _stroke(line: Line) -> dict[str, Any]:
     return {"linestyle": "-", "marker": "o"}
 
 
-def _colours(lines: Iterable[Line]) -> dict[Line, str]:
+def colours(lines: Iterable[Line]) -> dict[Line, str]:
+    """One colour a model and task."""
     subjects = list(dict.fromkeys((line.model, line.task, line.split) for line in lines))
     of = {subject: LINES[index % len(LINES)] for index, subject in enumerate(subjects)}
     return {line: of[line.model, line.task, line.split] for line in lines}
@@ -167,7 +169,8 @@ def _draw_guessing(axes: Axes, records: Sequence[Record], lines: Iterable[Line])
     return ends
 
 
-def _mark_trained(axes: Axes, records: Sequence[Record]) -> None:
+def mark_trained(axes: Axes, records: Sequence[Record]) -> None:
+    """Draw where the sequences of training ended, if that is told and in sight."""
     length = select.longest_trained(records)
     low, high = axes.get_xlim()
     if length is not None and low < length < high:

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from equilm.record import Record
-from equilm.report import curves, maps, scaling, traffic
+from equilm.report import curves, language, maps, scaling, traffic
 from equilm.report.plot import Plot
 
 FIGURES: tuple[Callable[[Iterable[Record]], Plot | None], ...] = (
     curves.accuracy_by_length,
     curves.accuracy_by_position,
+    language.perplexity_by_position,
+    language.perplexity_by_sweeps,
     maps.effort_map,
     curves.residual_curves,
     maps.jacobian_maps,

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from equilm.record import Record
 from equilm.report import figures, select, tables
+from equilm.report.language import language_tables
 from equilm.report.plot import Plot
 from equilm.report.speed import speed_tables
 from equilm.report.style import DARK, LIGHT
 from equilm.report.tables import Table
 
+MAX_LANGUAGE_TABLES = 8
 MAX_SPEED_TABLES = 32
 
 
@@ -126,6 +128,7 @@ def _parts(records: Sequence[Record]) -> dict[str, str]:
         "last 10 table": tables.accuracy_table(records, name="accuracy_last10"),
         "effort table": tables.effort_table(records),
     }
+    found |= {f"language table {n}": table for n, table in enumerate(language_tables(records))}
     found |= {f"speed table {n}": table for n, table in enumerate(speed_tables(records))}
     found |= {plot.name: plot for plot in figures.draw(records)}
     parts: dict[str, str] = {}
@@ -187,6 +190,11 @@ def _variables(colours: Mapping[str, str]) -> str:
 
 _SECTIONS = {
     "What comes out": ("accuracy", "accuracy table", "position", "last 10 table"),
+    "What it makes of text": (
+        "perplexity",
+        *(f"language table {n}" for n in range(MAX_LANGUAGE_TABLES)),
+        "sweeps",
+    ),
     "What it costs": ("effort table", "effort", "residual"),
     "Why it works": ("jacobian",),
     "How fast it is": ("scaling", *(f"speed table {n}" for n in range(MAX_SPEED_TABLES))),

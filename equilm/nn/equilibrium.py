@@ -17,8 +17,9 @@ from equilm.nn.linear import Linear, lowered, prepared
 from equilm.nn.mixer import Mixer, State
 from equilm.nn.norm import RMSNorm
 from equilm.ops.fp8 import supported
+from equilm.solve.compact import iterate_rows
 from equilm.solve.gradient import Gradient, Phantom
-from equilm.solve.iterate import Solution, Solve, iterate
+from equilm.solve.iterate import Solution, Solve, Transition, iterate
 from equilm.solve.window import slide
 
 
@@ -115,15 +116,27 @@ class Equilibrium(Mixer):
         with torch.no_grad():
             # Sweeps write into the scratch slots of buffers that autograd may have saved.
             scratch = tree.map_(torch.clone, state) if recording else state
+
+            def transition_of(rows_B: Tensor | None) -> Transition:
+                here = scratch, u_BTE, valid_B
+                before, u, valid = here if rows_B is None else tree.take(here, rows_B)
+                return lambda z_BTD: self.body(z_BTD, before, u, valid)
+
+            start_BTD = self.zeros(rows, tokens)
             with self.cheaply():
-                found = iterate(
-                    lambda z_BTD: self.body(z_BTD, scratch, u_BTE, valid_B),
-                    self.zeros(rows, tokens),
-                    self.solve,
-                    chain=True,
-                    settled=settled_BT,
-                    trace=self._trace,
-                )
+                if recording or self._trace:
+                    found = iterate(
+                        transition_of(None),
+                        start_BTD,
+                        self.solve,
+                        chain=True,
+                        settled=settled_BT,
+                        trace=self._trace,
+                    )
+                else:
+                    found = iterate_rows(
+                        transition_of, start_BTD, self.solve, chain=True, settled=settled_BT
+                    )
         self.report(found)
         if recording:
             return self.gradient.attach(

@@ -5,15 +5,16 @@ at the token before, too. Read `equilm/decode/engine.py` next.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from equilm.decode.engine import Engine
 from equilm.decode.generate import stream
-from equilm.decode.request import Request, Sampling, Token
+from equilm.decode.request import Request, Sampling
+from equilm.nn.linear import prepared
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
 
@@ -72,31 +73,63 @@ class TrafficConfig:
             raise ValueError("tolerances: expected one number or more, got none")
 
 
-class Answered(NamedTuple):
-    """What came of some requests."""
+class Run:
+    """One engine answering requests; what it does is timed while more wait than it can answer.
 
-    ids: dict[int, list[int]]  # by the place of the request
-    values: dict[str, float]  # by the names of UNITS
+    Args:
+        model: In evaluation mode.
+        requests: All are submitted at once.
+        slots: Requests at once.
+        settings: Of the engine.
+    """
 
+    def __init__(
+        self, model: LanguageModel, requests: list[Request], slots: int, **settings: Any
+    ) -> None:
+        longest = max(len(request.prompt) + request.max_tokens for request in requests)
+        self.engine = Engine(model, slots=slots, capacity=longest, **settings)
+        # A shared CPU is timed by what this process had of it.
+        self.clock = time.perf_counter if model.embedding.is_cuda else time.process_time
+        for _ in stream(self.engine, requests[:1]):
+            pass  # to warm up
+        self.before = self.after = self.engine.counts
+        self.places = {self.engine.submit(request): at for at, request in enumerate(requests)}
+        self.ids: dict[int, list[int]] = {place: [] for place in self.places.values()}
+        self.seconds = 0.0  # of its own steps
+        self.steps: list[int] = []
+        self.gaps: list[float] = []
+        self.last: dict[int, float] = {}  # when a request was last heard of
 
-@dataclass
-class _Watch:
-    """What is seen while more requests are waiting than can be answered."""
+    def step(self) -> None:
+        """Let the engine work a little; note what came of it, and when."""
+        waiting = self.engine.counts.waiting > 0
+        began = self.clock()
+        events = self.engine.step()
+        self.seconds += self.clock() - began if waiting else 0.0
+        self.after = self.engine.counts if waiting else self.after
+        for number, token, _, _ in events:
+            if token is None:
+                continue
+            self.ids[self.places[number]].append(token.id)
+            if waiting:
+                self.steps.append(token.steps)
+                if number in self.last:
+                    self.gaps.append(1e3 * (self.seconds - self.last[number]))
+                self.last[number] = self.seconds
 
-    clock: Callable[[], float]
-    began: float = 0.0
-    seconds: float = 0.0
-    steps: list[int] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
-    last: dict[int, float] = field(default_factory=dict)  # when a request was last heard of
-
-    def heard(self, request: int, token: Token) -> None:
-        now = self.clock()
-        if request in self.last:
-            self.gaps.append(1e3 * (now - self.last[request]))
-        self.last[request] = now
-        self.steps.append(token.steps)
-        self.seconds = now - self.began
+    def values(self) -> dict[str, float]:
+        """Return what came out, by the names of UNITS."""
+        # Answers of one token have nothing between two.
+        gaps = torch.tensor(self.gaps or [torch.nan], dtype=torch.float64)
+        done = self.after.sweeps - self.before.sweeps
+        needed = self.after.evaluations - self.before.evaluations
+        return {
+            "speed": len(self.steps) / max(self.seconds, 1e-9),
+            "gap_p50": float(gaps.quantile(0.5)),
+            "gap_p99": float(gaps.quantile(0.99)),
+            "evaluations": sum(self.steps) / max(len(self.steps), 1),
+            "use": needed / max(done * self.after.slots, 1),
+        }
 
 
 def traffic(
@@ -115,13 +148,12 @@ def traffic(
     task = "tolerance " + ", ".join(f"{one:g}" for one in config.tolerances)
     for slots in config.slots:
         requests = asked(config, model.vocab_size, slots * config.rounds)
-        ids: dict[int, list[int]] = {}
-        for engine, settings in ENGINES.items():
-            answered = answer(model, requests, slots, **settings)
-            ids = ids or answered.ids
-            same = sum(ids[place] == answered.ids[place] for place in ids) / len(ids)
+        runs = answer(model, requests, slots)
+        for engine, run in runs.items():
+            ids = runs["lockstep"].ids
+            same = sum(ids[place] == run.ids[place] for place in ids) / len(ids)
             # Elsewhere begun, a solve ends elsewhere within the tolerance.
-            if same < 0.99 and "start" not in settings:
+            if same < 0.99 and "start" not in ENGINES[engine]:
                 raise Differs(f"{slots} slots: expected the same answers, {same:.1%} of them are")
             yield [
                 Record(
@@ -130,7 +162,7 @@ def traffic(
                     unit=UNITS[name],
                     **{"task": task, "batch": slots, "seed": config.seed, **(about or {})},
                 )
-                for name, value in {**answered.values, "same": same}.items()
+                for name, value in {**run.values(), "same": same}.items()
             ]
 
 
@@ -153,34 +185,13 @@ def asked(config: TrafficConfig, vocab_size: int, count: int) -> list[Request]:
     ]
 
 
-def answer(model: LanguageModel, requests: list[Request], slots: int, **settings: Any) -> Answered:
-    """Answer all requests, `slots` at a time, and time it while others are waiting."""
-    longest = max(len(request.prompt) + request.max_tokens for request in requests)
-    engine = Engine(model, slots=slots, capacity=longest, **settings)
-    # One request warms up; a shared CPU is timed by what this process had of it.
-    for _ in stream(engine, requests[:1]):
-        pass
-    before = engine.counts
-    watch = _Watch(time.perf_counter if model.embedding.is_cuda else time.process_time)
-    places = {engine.submit(request): place for place, request in enumerate(requests)}
-    ids: dict[int, list[int]] = {place: [] for place in places.values()}
-    watch.began, at_end = watch.clock(), before
-    while engine.busy:
-        waiting = engine.counts.waiting > 0
-        for event in engine.step():
-            if event.token is not None:
-                ids[places[event.request_id]].append(event.token.id)
-                if waiting:
-                    watch.heard(event.request_id, event.token)
-        at_end = engine.counts if waiting else at_end
-    # Answers of one token have nothing between two.
-    gaps = torch.tensor(watch.gaps or [torch.nan], dtype=torch.float64)
-    values = {
-        "speed": len(watch.steps) / max(watch.seconds, 1e-9),
-        "gap_p50": float(gaps.quantile(0.5)),
-        "gap_p99": float(gaps.quantile(0.99)),
-        "evaluations": sum(watch.steps) / max(len(watch.steps), 1),
-        "use": (at_end.evaluations - before.evaluations)
-        / max((at_end.sweeps - before.sweeps) * slots, 1),
-    }
-    return Answered(ids, values)
+@torch.no_grad()
+def answer(model: LanguageModel, requests: list[Request], slots: int) -> dict[str, Run]:
+    """Let all engines answer the requests, in turns, so that what else runs slows them alike."""
+    # Held here, or the engine that is done first would unfold the weights of the others.
+    with prepared(model):
+        runs = {name: Run(model, requests, slots, **each) for name, each in ENGINES.items()}
+        while open_ := [run for run in runs.values() if run.engine.busy]:
+            for run in open_:
+                run.step()
+    return runs

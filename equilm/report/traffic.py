@@ -18,16 +18,17 @@ PREFIX = "traffic_"
 ENGINES = {
     "lockstep": "in lockstep",
     "sweep": "by sweep",
-    "previous": "the same, from the token before",
+    "previous": "by sweep, warm",
 }
 DRAWN = {"lockstep": LINES[1], "sweep": LINES[0]}
 
 
-COLUMNS = {"gap_p50": "wait", "gap_p99": "p99", "evaluations": "evaluations"}
+COLUMNS = {"gap_p50": "wait", "gap_p99": "p99", "evaluations": "evals"}
 NOTE = (
-    "Measured while more requests wait than can be answered. Wait: milliseconds between two tokens "
-    "of a request, the median and the 99th percentile. Evaluations: how many a token needed. Use: "
-    "the share of the evaluations made that somebody needed."
+    "Measured while more requests wait than can be answered. Ratio: to lockstep. Wait: "
+    "milliseconds between two tokens of a request, the median and the 99th percentile. Evals: "
+    "evaluations that a token needed. Use: the share of the evaluations made that somebody needed. "
+    "Warm: solves begin at the answer to the token before, if it is near."
 )
 
 
@@ -56,9 +57,9 @@ def traffic_tables(records: Iterable[Record]) -> list[Table]:
             ratio = MISSING if base is None else f"{speed / base:.2f}"
             rest = [f"{values[engine, one]:.1f}" for one in COLUMNS]
             rest.append(f"{100 * values[engine, 'use']:.0f}%")
-            row = (f"{key.slots} at once, {name}", f"{speed:,.0f}", ratio, *rest)
+            row = (f"{key.slots} {name}", f"{speed:,.0f}", ratio, *rest)
             cases.setdefault(key[:3], []).append(row)
-    header = ("", "tokens/s", "× lockstep", *COLUMNS.values(), "use")
+    header = ("", "tokens/s", "ratio", *COLUMNS.values(), "use")
     return [
         Table(f"{case[0]}, {case[1]}, on {case[2]}", header, tuple(rows), NOTE)
         for case, rows in cases.items()

@@ -31,13 +31,13 @@ def test_a_table_says_how_much_faster() -> None:
     first, second = traffic_tables([*asked("a", BOTH), *asked("b", {(4, "sweep"): 5.0})])
     assert first.title == "a, tolerance 0.01, on cpu"
     assert [row[:3] for row in first.rows] == [
-        ("1 at once, in lockstep", "10", "1.00"),
-        ("1 at once, by sweep", "11", "1.10"),
-        ("8 at once, in lockstep", "20", "1.00"),
-        ("8 at once, by sweep", "50", "2.50"),
+        ("1 in lockstep", "10", "1.00"),
+        ("1 by sweep", "11", "1.10"),
+        ("8 in lockstep", "20", "1.00"),
+        ("8 by sweep", "50", "2.50"),
     ]
     assert first.rows[0][3:] == ("3.0", "9.0", "7.0", "50%")
-    assert [row[:3] for row in second.rows] == [("4 at once, by sweep", "5", "—")]
+    assert [row[:3] for row in second.rows] == [("4 by sweep", "5", "—")]
 
 
 def test_what_was_measured_again_counts_once() -> None:

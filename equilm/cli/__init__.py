@@ -5,11 +5,12 @@ one line and exit code 2, a run that failed is exit code 1. Read `terminal.py` n
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
+from equilm.cli.data import DATA_COMMANDS, prepare
 from equilm.cli.decoding import generate, traffic
 from equilm.cli.models import check, convert
 from equilm.cli.runs import evaluate, report, train
@@ -28,18 +29,22 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "bench": bench,
     "traffic": traffic,
+    # A second word follows, which `main` looks up in a table of its own.
+    "data": prepare,
 }
 
 
 def main() -> None:
     """Run one command; a user's mistake is one line, not a traceback."""
     try:
-        _check_command(sys.argv[1:2])
+        words, commands, prog = sys.argv[1:], COMMANDS, "equilm"
+        about = "Sequence models whose layers are iterated to a fixed point."
+        if words[:1] == ["data"]:
+            words, commands, prog = words[1:], DATA_COMMANDS, "equilm data"
+            about = "Text as tokens on disk: prepared once, read by step number ever after."
+        _check_command(words[:1], commands)
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="equilm",
-            description="Sequence models whose layers are iterated to a fixed point.",
-            config=(FlagCreatePairsOff,),
+            commands, prog=prog, description=about, args=words, config=(FlagCreatePairsOff,)
         )
     except KeyboardInterrupt:
         complain("interrupted")
@@ -53,8 +58,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _check_command(given: list[str]) -> None:
+def _check_command(given: list[str], commands: Collection[str]) -> None:
     """Refuse a word that is no command; everything else is for the parser to judge."""
     for word in given:
-        if word not in COMMANDS and not word.startswith("-"):
-            raise ValueError(f"{word}: unknown command; {suggest(word, COMMANDS)}")
+        if word not in commands and not word.startswith("-"):
+            raise ValueError(f"{word}: unknown command; {suggest(word, commands)}")

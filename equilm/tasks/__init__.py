@@ -15,6 +15,7 @@ from equilm.tasks.task import (
     cross_entropy_sum,
     scores,
 )
+from equilm.tasks.text import Text, TextConfig
 from equilm.tasks.word_problem import WordProblem, WordProblemConfig
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "Scores",
     "Task",
     "TaskConfig",
+    "Text",
+    "TextConfig",
     "WordProblem",
     "WordProblemConfig",
     "build_task",
@@ -34,12 +37,13 @@ __all__ = [
     "scores",
 ]
 
-TaskConfig: TypeAlias = WordProblemConfig | RegularConfig
+TaskConfig: TypeAlias = WordProblemConfig | RegularConfig | TextConfig
 
 # Every task by its `kind`: its configuration and its class.
 TASKS: dict[str, tuple[type, type[Any]]] = {
     "word_problem": (WordProblemConfig, WordProblem),
     "regular": (RegularConfig, Regular),
+    "text": (TextConfig, Text),
 }
 
 

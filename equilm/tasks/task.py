@@ -39,6 +39,8 @@ class Task(Protocol):
     name: str
     vocab_size: int
     splits: tuple[str, ...] = SPLITS
+    # As an input it opens a document, before which nothing is remembered; None: there are none.
+    reset_token: int | None = None
 
     def batch(self, *, split: str, length: int, batch_size: int, seed: int, index: int) -> Batch:
         """The batch at (split, length, batch_size, seed, index): a pure function of the five.

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +17,17 @@ from equilm.tasks import (
     scores,
 )
 from equilm.tasks.task import position_generator
+from tests.data.corpus import prepared, texts
 
 POSITION: dict[str, Any] = {"split": "train", "length": 9, "batch_size": 5, "seed": 3, "index": 7}
 
 
 @pytest.fixture(params=sorted(TASKS))
-def task(request: pytest.FixtureRequest) -> Task:
+def task(request: pytest.FixtureRequest, tmp_path: Path) -> Task:
     config_class, _ = TASKS[request.param]
+    if request.param == "text":
+        folder = prepared(tmp_path, texts(300), valid_share=0.2, test_share=0.2)
+        return build_task(config_class(sources=(str(folder),)))
     return build_task(config_class())
 
 

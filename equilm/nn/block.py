@@ -29,7 +29,9 @@ class Block(nn.Module):
         super().__init__()
         self.norm = RMSNorm(width, eps=norm_eps, before_projection=mixer.takes_scaled)
         self.mixer = mixer
-        self.norm2 = RMSNorm(width, eps=norm_eps) if mlp is not None else None
+        self.norm2 = None
+        if mlp is not None:
+            self.norm2 = RMSNorm(width, eps=norm_eps, before_projection=mlp.takes_scaled)
         self.mlp = mlp
 
     def forward(

@@ -10,9 +10,10 @@ from equilm.nn.equilibrium import Equilibrium
 from tests.nn.build import equilibrium_model
 
 
-@pytest.fixture
-def core() -> Equilibrium:
-    core = equilibrium_model("mamba2", width=32, mlp_hidden=None).core
+@pytest.fixture(params=["mamba2", "attention"])
+def core(request: pytest.FixtureRequest) -> Equilibrium:
+    hidden = 48 if request.param == "attention" else None
+    core = equilibrium_model(request.param, width=32, mlp_hidden=hidden).core
     assert isinstance(core, Equilibrium)
     return core
 

@@ -1,13 +1,21 @@
 """The table of mixers: the one place that knows them all. Read `model.py` next."""
 
 from equilm.nn.attention import Attention, AttentionConfig
+from equilm.nn.elman import Elman, ElmanConfig
+from equilm.nn.gru import GRU, GRUConfig
+from equilm.nn.lru import LRU, LRUConfig
+from equilm.nn.lstm import LSTM, LSTMConfig
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixer import Mixer
 
-MixerConfig = Mamba2Config | AttentionConfig
+MixerConfig = Mamba2Config | AttentionConfig | ElmanConfig | GRUConfig | LSTMConfig | LRUConfig
 
 # Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
 MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "mamba2": (Mamba2Config, Mamba2),
     "attention": (AttentionConfig, Attention),
+    "elman": (ElmanConfig, Elman),
+    "gru": (GRUConfig, GRU),
+    "lstm": (LSTMConfig, LSTM),
+    "lru": (LRUConfig, LRU),
 }

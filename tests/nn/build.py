@@ -7,10 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from equilm.nn.attention import AttentionConfig
+from equilm.nn.elman import ElmanConfig
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
+from equilm.nn.gru import GRUConfig
 from equilm.nn.linear import Linear
+from equilm.nn.lru import LRUConfig
+from equilm.nn.lstm import LSTMConfig
 from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.model import MIXERS, LanguageModel, ModelConfig
+from equilm.nn.rnn import Recurrent
 from equilm.solve import Anderson, Implicit, Phantom, Picard, Solve
 
 WIDTH, VOCAB = 8, 11
@@ -20,6 +25,10 @@ TIGHT = Solve(solver=Anderson(), tolerance=1e-11, max_steps=200, cycle=None)
 SMALL: dict[str, Any] = {
     "mamba2": Mamba2Config(expand=2, head_width=4, state_size=3, groups=2),
     "attention": AttentionConfig(heads=2, kv_heads=1, theta=100.0),
+    "elman": ElmanConfig(),
+    "gru": GRUConfig(expand=2),
+    "lstm": LSTMConfig(),
+    "lru": LRUConfig(state_size=3),
 }
 
 
@@ -60,6 +69,8 @@ def make_contractive(model: nn.Module) -> None:
             into_stream = name.endswith(("out_proj", "w2"))
             scale = 6.0 if into_stream or name.endswith("injection") else 0.3
             part.assign(scale * part.effective())
+        elif isinstance(part, Recurrent):
+            part.out_proj.assign(4.0 * part.out_proj.effective())
 
 
 def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:

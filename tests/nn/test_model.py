@@ -138,7 +138,7 @@ def large(request: pytest.FixtureRequest) -> LanguageModel:
         width=256,
         num_layers=2,
         mlp_hidden=256,
-        mixer=mixers[request.param],
+        mixer=mixers.get(request.param) or MIXERS[request.param][0](),
         weight_norm=True,
         equilibrium=EquilibriumConfig(),
     )

@@ -24,9 +24,8 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         unfinished.mkdir(parents=True)
         for name, data in files.items():
-            _write(unfinished / name, data)
-        _sync(unfinished)
-        _put_in_place(unfinished, folder)
+            write_file(unfinished / name, data)
+        put_in_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -36,7 +35,13 @@ def aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
 
 
-def _put_in_place(unfinished: Path, folder: Path) -> None:
+def put_in_place(unfinished: Path, folder: Path) -> None:
+    """Give a folder whose files are on the disk the name `folder`, in place of what has it.
+
+    Raises:
+        OSError: If it could not be renamed; what had the name has it still.
+    """
+    _sync(unfinished)
     before = aside(folder)
     if folder.exists():
         shutil.rmtree(before, ignore_errors=True)
@@ -51,7 +56,8 @@ def _put_in_place(unfinished: Path, folder: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()

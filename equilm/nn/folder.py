@@ -20,8 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from equilm.config import decode, encode
+from equilm.nn import shards
 from equilm.nn.atomic import aside, write_folder
 from equilm.nn.model import LanguageModel, ModelConfig
+from equilm.nn.shards import SHARDS
 
 FORMAT, VERSION = "equilm-model", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -91,16 +93,27 @@ def load_model(
     return model.eval().to(device=device)
 
 
-def load_weights(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
+def load_weights(
+    model: LanguageModel,
+    folder: str | os.PathLike[str],
+    *,
+    place: Callable[[Tensor, Tensor], Tensor] = lambda leaf, like: leaf,
+) -> None:
     """Overwrite the parameters of `model` in place with those of a model folder.
+
+    Args:
+        model: Of the same sizes.
+        folder: What `save_model` wrote.
+        place: (tensor, parameter) → the tensor laid out as the parameter, where that is spread.
 
     Raises:
         CheckpointError: As `load_model`; also if the parameters are not those of `model`, which
             then is as it was.
     """
     _, tensors = _read(Path(folder))
-    _check_fit(model.state_dict(), tensors, where=str(Path(folder, WEIGHTS)))
-    model.load_state_dict(tensors)
+    state = model.state_dict()
+    _check_fit(state, tensors, where=str(Path(folder, WEIGHTS)))
+    model.load_state_dict({name: place(leaf, state[name]) for name, leaf in tensors.items()})
 
 
 def read_extra(folder: str | os.PathLike[str], name: str) -> bytes:
@@ -119,7 +132,8 @@ def complete_checkpoints(run: str | os.PathLike[str]) -> list[Path]:
     steps = {}
     for folder in Path(run, "checkpoints").glob("step-*"):
         number = folder.name.removeprefix("step-")
-        if number.isdecimal() and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        whole = (folder / WEIGHTS).is_file() or (folder / SHARDS).is_dir()
+        if number.isdecimal() and (folder / CONFIG).is_file() and whole:
             steps[int(number)] = folder
     return [steps[number] for number in sorted(steps)]
 
@@ -191,6 +205,11 @@ def _read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         config = decode(ModelConfig, settings.get("model", {}), where=str(folder / CONFIG))
     except ValueError as error:
         raise CheckpointError(str(error)) from None
+    if settings["format"] == shards.FORMAT:
+        try:
+            return config, shards.read_model(folder)
+        except shards.ShardsError as error:
+            raise CheckpointError(str(error)) from None
     _verify(folder, WEIGHTS, settings)
     return config, read_safetensors(folder / WEIGHTS)
 
@@ -200,7 +219,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: a save was cut short; rename {aside(folder)} back to it")
     settings = read_json(folder / CONFIG)
     for key, expected in (("format", FORMAT), ("version", VERSION)):
-        if settings.get(key) != expected:
+        if settings.get(key) not in (expected, shards.FORMAT if key == "format" else expected):
             raise CheckpointError(
                 f"{folder / CONFIG}: {key}: expected {expected!r}, got {settings.get(key)!r}"
             )

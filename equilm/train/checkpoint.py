@@ -5,6 +5,7 @@
     run/checkpoints/step-00000650/{config.json, model.safetensors,
                                    optimizer.safetensors, training.json}
 
+of one process, or of copies; those of a spread model are `sharded.py`'s, and are read here as well.
 Written whole or not at all and never unpickled: `equilm/nn/folder.py`. Read `trainer.py` next.
 """
 
@@ -25,6 +26,8 @@ from equilm.nn.folder import (
     save_model,
 )
 from equilm.nn.model import LanguageModel
+from equilm.nn.shards import SHARDS
+from equilm.train import parallel, sharded
 from equilm.train.schedule import Place
 
 OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
@@ -52,7 +55,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: If it could not be written; names the last good one.
     """
-    folder = run / "checkpoints" / f"step-{position.step:08d}"
+    folder = checkpoint_folder(run, position)
     moments = {
         f"{name}/{key}": optimizer.state[parameter][key].cpu().contiguous()
         for name, parameter in model.named_parameters()
@@ -61,7 +64,7 @@ def save_checkpoint(
     }
     extra = {
         OPTIMIZER: safetensors.torch.save(moments),
-        TRAINING: (json.dumps(asdict(position), indent=2) + "\n").encode(),
+        TRAINING: training_file(position),
     }
     try:
         save_model(model, folder, extra=extra)
@@ -70,6 +73,16 @@ def save_checkpoint(
             f"{folder}: could not be written ({error}); {_last_good(run)}"
         ) from None
     return folder
+
+
+def checkpoint_folder(run: Path, position: Position) -> Path:
+    """Return where the checkpoint of a position lies."""
+    return run / "checkpoints" / f"step-{position.step:08d}"
+
+
+def training_file(position: Position) -> bytes:
+    """Return a position as the file TRAINING holds it."""
+    return (json.dumps(asdict(position), indent=2) + "\n").encode()
 
 
 def delete_old(run: Path, *, keep: int) -> None:
@@ -108,24 +121,33 @@ def load_checkpoint(
     Raises:
         CheckpointError: If a file is missing, broken or does not fit.
     """
-    load_weights(model, folder)
-    training_json, optimizer_bytes = (read_extra(folder, name) for name in (TRAINING, OPTIMIZER))
+    training_json = read_extra(folder, TRAINING)
     try:
         training = json.loads(training_json)
         position = Position(**{**training, "place": Place(*training["place"])})
-        moments = safetensors.torch.load(optimizer_bytes)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: no training checkpoint of this run ({error})") from None
+    if (folder / SHARDS).is_dir():
+        sharded.load(folder, model, optimizer)
+    else:
+        _load_whole(folder, model, optimizer)
+    return position
+
+
+def _load_whole(folder: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
+    load_weights(model, folder, place=parallel.laid_like)
+    try:
+        moments = safetensors.torch.load(read_extra(folder, OPTIMIZER))
+    except SafetensorError as error:
         raise CheckpointError(f"{folder}: no training checkpoint of this run ({error})") from None
     for name, parameter in model.named_parameters():
         # The step count stays on the host, as a fresh optimizer keeps it.
-        found = {
-            key: moments[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device)
-            for key in ADAM
-            if f"{name}/{key}" in moments
-        }
+        found = {key: moments[f"{name}/{key}"] for key in ADAM if f"{name}/{key}" in moments}
         if found:
-            optimizer.state[parameter] = found
-    return position
+            optimizer.state[parameter] = {
+                key: leaf if key == "step" else parallel.laid_like(leaf, parameter)
+                for key, leaf in found.items()
+            }
 
 
 def step_of(folder: Path) -> int | None:

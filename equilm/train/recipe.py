@@ -24,7 +24,9 @@ class Recipe:
         task: What to learn.
         seed: Of the initial values, the data and the dropout; in [0, 2³²).
         steps: Optimizer steps.
-        batch_size: Sequences a step.
+        batch_size: Sequences a step, over all processes.
+        rows_at_once: Sequences that a process computes at once; it takes its share of the batch in
+            as many pieces as that needs, whose gradients add up. `None` takes all at once.
         curriculum: Lengths of the training sequences.
         phases: Depth of the solve during the run; none keeps the model's own. An explicit model
             has no solve, so that two recipes may differ in the model alone.
@@ -35,6 +37,9 @@ class Recipe:
             same numbers, no waiting for the host.
         recompute: Whether to compute blocks again in the backward pass instead of keeping what they
             computed: the same numbers, less memory, more time.
+        shard: What parameters, gradients and moments are spread over where there are several
+            processes: `all` of them, those of a `node` (a copy in every node), or `off` (a copy
+            in every process). Steps are recorded as graphs where nothing is spread.
         threads: Of PyTorch on a CPU; `None` leaves it the choice. One is fastest for small models:
             their operations are shorter than the wait for a second thread.
         log_every: Steps between two lines of `metrics.jsonl`.
@@ -50,6 +55,7 @@ class Recipe:
     seed: int = 0
     steps: int = 16_384
     batch_size: int = 512
+    rows_at_once: int | None = None
     curriculum: Curriculum = field(default_factory=FixedLengths)
     phases: tuple[Phase, ...] = (
         Phase(max_steps=0, phantom_steps=4),
@@ -60,6 +66,7 @@ class Recipe:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     capture: bool = True
     recompute: bool = False
+    shard: Literal["all", "node", "off"] = "all"
     threads: int | None = None
     log_every: int = 10
     checkpoint_every: int = 200
@@ -71,8 +78,10 @@ class Recipe:
                 raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: expected an integer in [0, 2³²), got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads: expected an integer >= 1, got {self.threads}")
+        for name in ("threads", "rows_at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
         if isinstance(self.model, str):
             try:
                 preset(self.model)

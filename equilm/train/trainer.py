@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from equilm import config, record
+from equilm import config, record, tree
 from equilm.config import ConfigError
 from equilm.nn.capture import Capture
-from equilm.nn.equilibrium import Equilibrium, observed
+from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.model import LanguageModel, parameter_count
-from equilm.ops.cross_entropy import CrossEntropy
 from equilm.record import Record
-from equilm.tasks import IGNORE, build_task
-from equilm.train import checkpoint
+from equilm.tasks import Batch, build_task
+from equilm.train import checkpoint, parallel, sharded
 from equilm.train.checkpoint import Position
+from equilm.train.gradient import accumulate
 from equilm.train.metrics import StepReport, opened, summary_writer
 from equilm.train.optim import build_optimizer, clip_gradients, set_rate
-from equilm.train.recipe import Recipe, use_device
+from equilm.train.recipe import Recipe
 from equilm.train.schedule import at_phase
 
+RANK_SEED = 2_654_435_761  # between the dropout of two ranks, odd and far from any step count
 MAX_SKIPPED = 10  # steps without a finite gradient in a row before giving up
 
 
@@ -58,14 +58,18 @@ class Trainer:
         self, recipe: Recipe, folder: Path, *, resume: bool = False, tensorboard: bool = False
     ) -> None:
         self.recipe, self.folder = recipe, folder
-        self.writer = summary_writer() if tensorboard else None
         self.task = build_task(recipe.task)
-        self.device = use_device(recipe.device, threads=recipe.threads)
+        self.ranks = parallel.join(recipe.device, threads=recipe.threads)
+        self.device = self.ranks.device
+        self.writer = summary_writer() if tensorboard and self.ranks.is_first else None
+        self.ranks.rows(recipe.batch_size)
         generator = torch.Generator().manual_seed(recipe.seed)
         self.model = LanguageModel(recipe.model_for(self.task), generator=generator)
         self.model.to(self.device).train()
         self.model.recompute = recipe.recompute
-        if recipe.capture and self.device.type == "cuda":
+        parallel.spread(self.model, self.ranks, recipe.shard)
+        # Parameters that are gathered anew do not lie where a graph would read them.
+        if recipe.capture and self.device.type == "cuda" and not parallel.is_spread(self.model):
             self.model.capture = Capture(self.model.core)
         self.optimizer = build_optimizer(self.model, recipe.optim)
         self.about: dict[str, Any] = {
@@ -75,6 +79,9 @@ class Trainer:
             **record.environment(self.device.type),
         }
         self.position = self._claim(resume)
+        self.saver = None
+        if parallel.is_spread(self.model):
+            self.saver = sharded.Saver(is_first=self.ranks.is_first)
 
     def run(self) -> Iterator[StepReport]:
         """Train to the last step, and yield what each step was like.
@@ -89,28 +96,32 @@ class Trainer:
             while self.position.step < recipe.steps:
                 report = self._take_step()
                 at_end = report.step == recipe.steps
-                if report.step % recipe.log_every == 0 or at_end:
+                if self.ranks.is_first and (report.step % recipe.log_every == 0 or at_end):
                     metrics.write(report.records(self.about))
-                if at_end:
+                if self.ranks.is_first and at_end:
                     metrics.write(self._summary())
                 if report.step % recipe.checkpoint_every == 0 or at_end:
                     self._save()
+                self.publish(wait=at_end)
                 yield report
 
     def _take_step(self) -> StepReport:
         began = time.perf_counter()
         recipe, here = self.recipe, self.position
         length = recipe.curriculum.lengths[here.place.level]
-        tokens_BT, targets_BT = self._batch(length)
-        found, sweeps = self._forward(tokens_BT, targets_BT)
-        loss = found.loss_sum / found.num_targets
-        rate, grad_norm = self._descend(loss)
-        accuracy, step = (found.num_correct / found.num_targets).item(), here.step + 1
+        batch = self._batch(length)
+        self._go_deep(length)
+        # Dropout draws from here; a function of the step survives any interruption.
+        torch.manual_seed(recipe.seed * 1_000_003 + here.step + self.ranks.rank * RANK_SEED)
+        self.optimizer.zero_grad(set_to_none=True)
+        found = accumulate(self.model, batch, recipe, self.ranks)
+        rate, grad_norm = self._descend()
+        step = here.step + 1
         took = time.perf_counter() - began
         self.position = Position(
             step=step,
             place=recipe.curriculum.advance(
-                here.place, accuracy=accuracy, share=step / recipe.steps
+                here.place, accuracy=found.accuracy, share=step / recipe.steps
             ),
             skipped=0 if math.isfinite(grad_norm) else here.skipped + 1,
             seconds=here.seconds + took,
@@ -118,29 +129,31 @@ class Trainer:
         self._check_finite()
         return StepReport(
             step=step,
-            loss=loss.item(),
-            accuracy=accuracy,
+            loss=found.loss.item(),
+            accuracy=found.accuracy,
             length=length,
-            sweeps=sweeps,
+            sweeps=found.sweeps,
             learning_rate=rate,
             grad_norm=grad_norm,
-            tokens_per_second=tokens_BT.numel() / took,
+            tokens_per_second=recipe.batch_size * length / took,
             seconds=self.position.seconds,
         )
 
-    def _batch(self, length: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, length: int) -> Batch:
+        """Return this rank's rows; which rows there are is a function of the step alone."""
+        recipe = self.recipe
         batch = self.task.batch(
             split="train",
             length=length,
-            batch_size=self.recipe.batch_size,
-            seed=self.recipe.seed,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
             index=self.position.step,
         )
-        tokens_BT, targets_BT = (part.to(self.device) for part in batch)
-        return tokens_BT, targets_BT
+        rows = self.ranks.rows(recipe.batch_size)
+        return tree.map_(lambda part: part[rows].to(self.device), batch)
 
-    def _forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[CrossEntropy, float]:
-        """Return the loss, and the sweeps a solve."""
+    def _go_deep(self, length: int) -> None:
+        """Set the depth of the solve for this step."""
         recipe, core = self.recipe, self.model.core
         if isinstance(core, Equilibrium) and self.model.config.equilibrium is not None:
             # From the model's own settings each time, so that no step depends on the one before.
@@ -148,24 +161,13 @@ class Trainer:
                 self.model.config.equilibrium,
                 recipe.phases,
                 share=self.position.step / recipe.steps,
-                length=tokens_BT.shape[1],
+                length=length,
             )
             core.solve, core.gradient = depth.solve, depth.gradient
-        # Dropout draws from here; a function of the step survives any interruption.
-        torch.manual_seed(recipe.seed * 1_000_003 + self.position.step)
-        uses_bf16 = recipe.precision == "bf16" and self.device.type == "cuda"
-        with (
-            torch.autocast(self.device.type, torch.bfloat16, enabled=uses_bf16),
-            observed(self.model) as solutions,
-        ):
-            loss = self.model.loss(tokens_BT, targets_BT, ignore=IGNORE)
-        return loss, sum(found.sweeps for found in solutions) / max(1, len(solutions))
 
-    def _descend(self, loss: Tensor) -> tuple[float, float]:
+    def _descend(self) -> tuple[float, float]:
         """Take the optimizer step, if the gradient is finite; return its rate and its norm."""
         optim, step = self.recipe.optim, self.position.step
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         rate = optim.rate * optim.schedule.at(step, self.recipe.steps)
         set_rate(self.optimizer, rate)
         grad_norm = clip_gradients(self.model, optim.clip).item()
@@ -195,14 +197,32 @@ class Trainer:
                 "without --set"
             )
         position = checkpoint.load_newest(self.folder, self.model, self.optimizer)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        config.save(self.recipe, path)
-        record.truncate(metrics, position.step)
-        checkpoint.delete_old(self.folder, keep=self.recipe.keep_checkpoints)
+        self.ranks.wait()  # until all have read, before the first one writes
+        if self.ranks.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            config.save(self.recipe, path)
+            record.truncate(metrics, position.step)
+            sharded.delete_unfinished(self.folder)
+            self._delete_old()
+        self.ranks.wait()
         return position
 
     def _save(self) -> None:
-        checkpoint.save_checkpoint(self.folder, self.model, self.optimizer, self.position)
+        """Write a checkpoint, or begin to."""
+        if self.saver is not None:
+            extra = {checkpoint.TRAINING: checkpoint.training_file(self.position)}
+            folder = checkpoint.checkpoint_folder(self.folder, self.position)
+            self.saver.begin(folder, self.model, self.optimizer, extra)
+        elif self.ranks.is_first:
+            checkpoint.save_checkpoint(self.folder, self.model, self.optimizer, self.position)
+            self._delete_old()
+
+    def publish(self, *, wait: bool) -> None:
+        """Let a checkpoint that was begun count once it is whole."""
+        if self.saver is not None and self.saver.finish(wait=wait) is not None:
+            self._delete_old()
+
+    def _delete_old(self) -> None:
         checkpoint.delete_old(self.folder, keep=self.recipe.keep_checkpoints)
 
     def _summary(self) -> Iterator[Record]:

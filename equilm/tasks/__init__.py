@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from equilm.config import nearest
+from equilm.tasks.catbabi import CatbAbI, CatbAbIConfig
+from equilm.tasks.entities import Entities, EntitiesConfig
 from equilm.tasks.regular import Regular, RegularConfig
+from equilm.tasks.shuffled_objects import ShuffledObjects, ShuffledObjectsConfig
+from equilm.tasks.stories import Labels, StoryTask
 from equilm.tasks.task import (
     IGNORE,
     SPLITS,
@@ -23,9 +27,17 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "Batch",
+    "CatbAbI",
+    "CatbAbIConfig",
+    "Entities",
+    "EntitiesConfig",
+    "Labels",
     "Regular",
     "RegularConfig",
     "Scores",
+    "ShuffledObjects",
+    "ShuffledObjectsConfig",
+    "StoryTask",
     "Task",
     "TaskConfig",
     "Text",
@@ -37,12 +49,17 @@ __all__ = [
     "scores",
 ]
 
-TaskConfig: TypeAlias = WordProblemConfig | RegularConfig | TextConfig
+TaskConfig: TypeAlias = (
+    WordProblemConfig | RegularConfig | CatbAbIConfig | EntitiesConfig | ShuffledObjectsConfig
+) | TextConfig
 
 # Every task by its `kind`: its configuration and its class.
 TASKS: dict[str, tuple[type, type[Any]]] = {
     "word_problem": (WordProblemConfig, WordProblem),
     "regular": (RegularConfig, Regular),
+    "catbabi": (CatbAbIConfig, CatbAbI),
+    "entities": (EntitiesConfig, Entities),
+    "shuffled_objects": (ShuffledObjectsConfig, ShuffledObjects),
     "text": (TextConfig, Text),
 }
 

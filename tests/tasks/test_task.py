@@ -11,6 +11,7 @@ from equilm.tasks import (
     TASKS,
     Batch,
     Task,
+    TextConfig,
     WordProblemConfig,
     build_task,
     cross_entropy_sum,
@@ -18,22 +19,22 @@ from equilm.tasks import (
 )
 from equilm.tasks.task import position_generator
 from tests.data.corpus import prepared, texts
+from tests.tasks.folders import settings_of
 
-POSITION: dict[str, Any] = {"split": "train", "length": 9, "batch_size": 5, "seed": 3, "index": 7}
+POSITION: dict[str, Any] = {"split": "train", "length": 120, "batch_size": 5, "seed": 3, "index": 7}
 
 
 @pytest.fixture(params=sorted(TASKS))
 def task(request: pytest.FixtureRequest, tmp_path: Path) -> Task:
-    config_class, _ = TASKS[request.param]
     if request.param == "text":
         folder = prepared(tmp_path, texts(300), valid_share=0.2, test_share=0.2)
-        return build_task(config_class(sources=(str(folder),)))
-    return build_task(config_class())
+        return build_task(TextConfig(sources=(str(folder),)))
+    return build_task(settings_of(request.param, tmp_path))
 
 
 def test_batch_has_the_asked_shape_and_valid_values(task: Task) -> None:
     tokens, targets = task.batch(**POSITION)
-    assert tokens.shape == targets.shape == (5, 9)
+    assert tokens.shape == targets.shape == (5, 120)
     assert tokens.dtype == targets.dtype == torch.int64
     assert tokens.min() >= 0
     assert tokens.max() < task.vocab_size

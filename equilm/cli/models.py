@@ -48,21 +48,34 @@ def convert(
     target: Annotated[Path, Positional, argument("TARGET")],
     /,
     *,
-    to: Literal["equilm", "transformers"] = "equilm",
+    to: Literal["equilm", "transformers", "mamba2", "llama", "reference"] = "equilm",
+    implicit: bool = False,
 ) -> None:
-    """Turn a checkpoint of any kind into a model folder, or into one for Hugging Face's library.
+    """Turn a checkpoint of any kind into a model folder, or into one of another program.
 
     Args:
         source: A run or model folder, a folder of the public reference, or a Mamba2, Llama or
             equilm folder of Hugging Face's library, with config.json and model.safetensors (or
             pytorch_model.bin, of which weights only).
         target: The folder to write.
-        to: Whose folder to write; for transformers that library must be installed.
+        to: Whose folder to write: ours, ours for transformers (which must be installed), a
+            Mamba2 or Llama one of that library, or the public reference's.
+        implicit: Make an explicit model implicit; at first it answers as it did.
     """
+    from functools import partial
+
     from equilm.hf.convert import convert as to_equilm
     from equilm.hf.convert import load
     from equilm.hf.export import export as to_transformers
+    from equilm.hf.foreign import write_foreign
+    from equilm.hf.retrofit import convert_implicit
     from equilm.nn.model import parameter_count
 
-    {"equilm": to_equilm, "transformers": to_transformers}[to](source, target)
+    if implicit and to != "equilm":
+        raise ValueError(f"implicit: expected --to equilm with it, got {to}")
+    write = {
+        "equilm": convert_implicit if implicit else to_equilm,
+        "transformers": to_transformers,
+    }.get(to, partial(write_foreign, to=to))
+    write(source, target)
     say(f"{target}: {parameter_count(load(target)):,} parameters")

@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from equilm import tree
+from equilm.nn.gated import Gated
 from equilm.nn.linear import Linear, lowered, prepared
 from equilm.nn.mixer import Mixer, State
 from equilm.nn.norm import RMSNorm
@@ -25,10 +27,18 @@ from equilm.solve.window import slide
 
 @dataclass(frozen=True, kw_only=True)
 class EquilibriumConfig:
-    """How the fixed point is found and differentiated; the defaults are the published (24+4)."""
+    """How the fixed point is found and differentiated; the defaults are the published (24+4).
+
+    Args:
+        solve: How it is found.
+        gradient: How it is differentiated.
+        stream: What the layers' stream begins with: `state`, the iterate, as published; `gated`,
+            the embedding and γ times the iterate, as in a model retrofitted from an explicit one.
+    """
 
     solve: Solve = field(default_factory=Solve)
     gradient: Gradient = field(default_factory=Phantom)
+    stream: Literal["state", "gated"] = "state"
 
 
 class Equilibrium(Mixer):
@@ -61,7 +71,10 @@ class Equilibrium(Mixer):
         self.solve, self.gradient = config.solve, config.gradient
         self.width, self.inject_width = width, body.inject_width
         self.injection_norm = RMSNorm(width, eps=norm_eps)
-        self.injection = Linear(width, self.inject_width, bias=True, weight_norm=weight_norm)
+        # A gated stream begins with x, which then goes beside u.
+        self.takes_input = isinstance(body, Gated)
+        projected = self.inject_width - (width if self.takes_input else 0)
+        self.injection = Linear(width, projected, bias=True, weight_norm=weight_norm)
         self.body = body
         self._observer: list[Solution] | None = None
         self._trace = False
@@ -92,8 +105,9 @@ class Equilibrium(Mixer):
             return self._solve_sliding(u_BTE, state, valid_B, window)
 
     def inject(self, x_BTD: Tensor) -> Tensor:
-        """Return u_BTE = W · RMSNorm(x) + b, once a forward."""
-        return self.injection(self.injection_norm(x_BTD))
+        """Return u_BTE = W · RMSNorm(x) + b, with x beside it if F takes it; once a forward."""
+        u_BTE: Tensor = self.injection(self.injection_norm(x_BTD))
+        return torch.cat([u_BTE, x_BTD], dim=-1) if self.takes_input else u_BTE
 
     def attach(self, z_BTD: Tensor, x_BTD: Tensor) -> Tensor:
         """Return the fixed point z of the input x, without a state, with `gradient` attached."""

@@ -5,6 +5,7 @@
 | embedding, untied head       | N(0, 0.02²)                                                   |
 | projections, taps, injection | U(−1, 1) / sqrt(fan in); weight norm starts at g = ‖v‖         |
 | projections into the stream  | the same / sqrt(number of them), as in Mamba and GPT-2        |
+| gate of a gated stream       | 0                                                             |
 | biases                       | 0 (injection), U(−1, 1) / sqrt(W) (taps)                      |
 | dt_bias                      | softplus⁻¹(dt), dt log-uniform in [1e-3, 1e-1], at least 1e-4 |
 | A_log                        | log U(1, 16)                                                  |

@@ -18,6 +18,7 @@ from equilm.nn.attention import AttentionState, room
 from equilm.nn.block import Block, Stack
 from equilm.nn.capture import Capture
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
+from equilm.nn.gated import Gated
 from equilm.nn.init import initialise
 from equilm.nn.linear import prepared
 from equilm.nn.mixer import Mixer, State
@@ -221,9 +222,10 @@ def build_core(config: ModelConfig) -> Mixer:
     stack = Stack(blocks, config.width, norm_eps=config.norm_eps)
     if config.equilibrium is None:
         return stack
+    gated = config.equilibrium.stream == "gated"
     return Equilibrium(
         config.equilibrium,
-        stack,
+        Gated(stack, config.width) if gated else stack,
         config.width,
         weight_norm=config.weight_norm,
         norm_eps=config.norm_eps,

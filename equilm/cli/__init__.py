@@ -15,7 +15,7 @@ from equilm.cli.decoding import generate, traffic
 from equilm.cli.models import check, convert
 from equilm.cli.runs import evaluate, report, train
 from equilm.cli.serving import serve
-from equilm.cli.speed import bench
+from equilm.cli.speed import bench, plan
 from equilm.cli.terminal import complain
 from equilm.config import suggest
 
@@ -29,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "bench": bench,
     "traffic": traffic,
+    "plan": plan,
     # A second word follows, which `main` looks up in a table of its own.
     "data": prepare,
 }

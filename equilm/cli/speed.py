@@ -1,9 +1,9 @@
-"""Commands about speed: bench."""
+"""Commands about speed and cost: bench, plan."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from equilm.cli.terminal import argument, console, say
 
@@ -37,3 +37,27 @@ def bench(
             say(f"{row.label}: {row.values['time']:.4g} ms")
     for table in speed_tables(records):
         console.print(table.terminal())
+
+
+def plan(
+    recipe: Annotated[Path, Positional, argument("RECIPE")],
+    /,
+    *,
+    gpus: tuple[int, ...] = (8, 64, 256),
+    rate: float = 300.0,
+    overrides: Annotated[tuple[str, ...], UseAppendAction, argument("KEY=VALUE", name="set")] = (),
+) -> None:
+    """Count what a recipe costs: FLOPs of every phase, hours of so many GPUs. Nothing is trained.
+
+    Args:
+        recipe: A .toml or .json file.
+        gpus: Numbers of GPUs.
+        rate: TFLOP/s that one GPU sustains in training; `bench train` measures it.
+        overrides: Change a setting of the recipe, as in train.
+    """
+    from equilm import config
+    from equilm.train.cost import cost_table
+    from equilm.train.recipe import Recipe
+
+    settings = config.load(Recipe, recipe, overrides)
+    console.print(cost_table(settings, gpus=gpus, rate=rate).terminal())

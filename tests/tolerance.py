@@ -11,6 +11,7 @@ TOLERANCE: dict[str, dict[torch.dtype, float]] = {
     "attend": {torch.float32: 5e-6, torch.float64: 1e-13},
     "scan": {torch.float32: 2e-5, torch.float64: 1e-12},
     "loss": {torch.float32: 2e-6, torch.float64: 1e-13},
+    "float32 over 2,000 tokens": {torch.float32: 1e-4},
     "mixer": {torch.float32: 2e-5, torch.float64: 1e-12},
     # Two solves, to 1e-6 relative in float32 and to 1e-7 in float64.
     "equilibrium": {torch.float32: 1e-5, torch.float64: 2e-6},

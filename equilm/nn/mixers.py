@@ -1,14 +1,27 @@
 """The table of mixers: the one place that knows them all. Read `model.py` next."""
 
 from equilm.nn.attention import Attention, AttentionConfig
+from equilm.nn.dss import DSS, DSSConfig
 from equilm.nn.elman import Elman, ElmanConfig
 from equilm.nn.gru import GRU, GRUConfig
 from equilm.nn.lru import LRU, LRUConfig
 from equilm.nn.lstm import LSTM, LSTMConfig
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixer import Mixer
+from equilm.nn.s4d import S4D, S4DConfig
+from equilm.nn.s5 import S5, S5Config
 
-MixerConfig = Mamba2Config | AttentionConfig | ElmanConfig | GRUConfig | LSTMConfig | LRUConfig
+MixerConfig = (
+    Mamba2Config
+    | AttentionConfig
+    | ElmanConfig
+    | GRUConfig
+    | LSTMConfig
+    | LRUConfig
+    | S4DConfig
+    | DSSConfig
+    | S5Config
+)
 
 # Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
 MIXERS: dict[str, tuple[type, type[Mixer]]] = {
@@ -18,4 +31,7 @@ MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "gru": (GRUConfig, GRU),
     "lstm": (LSTMConfig, LSTM),
     "lru": (LRUConfig, LRU),
+    "s4d": (S4DConfig, S4D),
+    "dss": (DSSConfig, DSS),
+    "s5": (S5Config, S5),
 }

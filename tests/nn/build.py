@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from equilm.nn.attention import AttentionConfig
+from equilm.nn.dss import DSSConfig
 from equilm.nn.elman import ElmanConfig
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.gru import GRUConfig
@@ -16,6 +17,8 @@ from equilm.nn.lstm import LSTMConfig
 from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.model import MIXERS, LanguageModel, ModelConfig
 from equilm.nn.rnn import Recurrent
+from equilm.nn.s4d import S4DConfig
+from equilm.nn.s5 import S5Config
 from equilm.solve import Anderson, Implicit, Phantom, Picard, Solve
 
 WIDTH, VOCAB = 8, 11
@@ -29,6 +32,9 @@ SMALL: dict[str, Any] = {
     "gru": GRUConfig(expand=2),
     "lstm": LSTMConfig(),
     "lru": LRUConfig(state_size=3),
+    "s4d": S4DConfig(state_size=4, expand=2),
+    "dss": DSSConfig(state_size=4),
+    "s5": S5Config(state_size=4, blocks=2),
 }
 
 

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from equilm.nn.lru import LRU, LRUConfig, LRUState
+from equilm.nn.lru import LRU, LRUConfig
+from equilm.nn.state_space import StateSpaceState
 from tests.nn.build import WIDTH
 from tests.nn.reference import assert_same, mixer_of
 
@@ -13,7 +14,7 @@ def test_outputs_state_and_gradients_are_those_of_a_loop() -> None:
     mixer: LRU = mixer_of(LRUConfig(state_size=5, expand=2))
     x_BTD = torch.randn(2, 9, WIDTH, dtype=torch.float64, requires_grad=True)
     before_BN2 = torch.randn(2, 5, 2, dtype=torch.float64, requires_grad=True)
-    y_BTD, state = mixer(x_BTD, LRUState(before_BN2))
+    y_BTD, state = mixer(x_BTD, StateSpaceState(before_BN2))
 
     eigenvalues_N = torch.exp(-mixer.nu_log.exp()) * torch.exp(1j * mixer.theta_log.exp())
     into_NI = mixer.gamma_log.exp()[:, None] * (mixer.B_re + 1j * mixer.B_im)
@@ -25,7 +26,7 @@ def test_outputs_state_and_gradients_are_those_of_a_loop() -> None:
         y_TBI.append((h_BN @ out_IN.T).real + u_BI * mixer.D)
     expected_BTD = mixer.out_proj(torch.nn.functional.gelu(torch.stack(y_TBI, 1)))
     expected = [expected_BTD, torch.view_as_real(h_BN)]
-    assert_same(mixer, [y_BTD, state.hidden_BN2], expected, [x_BTD, before_BN2])
+    assert_same(mixer, [y_BTD, state.hidden_BX2], expected, [x_BTD, before_BN2])
 
 
 @torch.no_grad()

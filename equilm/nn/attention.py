@@ -66,6 +66,7 @@ class Attention(Mixer):
     """
 
     takes_scaled = True
+    takes_starts = True
 
     def __init__(
         self,
@@ -111,9 +112,13 @@ class Attention(Mixer):
         state: AttentionState | None = None,
         inject_BTE: Tensor | None = None,
         valid_B: Tensor | None = None,
+        starts_BT: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState]:
-        """See `Mixer`."""
+        """See `Mixer`; the next state holds the last document alone, from slot 0 on."""
         before = 0 if state is None else _lengths(state)
+        slot_BT = first_BT = None
+        if starts_BT is not None:
+            slot_BT, first_BT = _slots(starts_BT, before)
         query_BTHP, key_BSHP, value_BSHP = split_heads(
             self.qkv(x_BTD),
             inject_BTE,
@@ -122,15 +127,17 @@ class Attention(Mixer):
             kv_heads=self.kv_heads,
             theta=self.config.theta,
             cache=None if state is None else (state.key_BSHP, state.value_BSHP),
+            position_BT=None if slot_BT is None or first_BT is None else slot_BT - first_BT,
         )
-        y_BTHP = attend(query_BTHP, key_BSHP, value_BSHP, before)
+        y_BTHP = attend(query_BTHP, key_BSHP, value_BSHP, before, first_BT)
         length_B = valid_B
         if length_B is None:
             length_B = torch.full(y_BTHP.shape[:1], y_BTHP.shape[1], device=y_BTHP.device)
         if state is not None:
             length_B = state.length_B + length_B
         y_BTD = self.dropout(self.out_proj(y_BTHP.flatten(2)))
-        return y_BTD, AttentionState(key_BSHP, value_BSHP, length_B)
+        after = AttentionState(key_BSHP, value_BSHP, length_B)
+        return y_BTD, after if first_BT is None else _last_document(after, first_BT, valid_B)
 
     def flops_per_token(self, length: int) -> float:
         """Projections, and on average half the context."""
@@ -141,6 +148,29 @@ class Attention(Mixer):
 def room(state: AttentionState) -> int:
     """Return how many tokens the fullest row still takes; waits for the device."""
     return max(0, state.key_BSHP.shape[1] - 1 - int(state.length_B.max()))
+
+
+def _slots(starts_BT: Tensor, before: Tensor | int) -> tuple[Tensor, Tensor]:
+    """The slot of each token, and that of the first token of its document."""
+    before_B1 = torch.as_tensor(before, device=starts_BT.device).view(-1, 1)
+    slot_BT = before_B1 + torch.arange(starts_BT.shape[1], device=starts_BT.device)
+    return slot_BT, slot_BT.where(starts_BT, 0).cummax(dim=1).values
+
+
+def _last_document(
+    state: AttentionState, first_BT: Tensor, valid_B: Tensor | None
+) -> AttentionState:
+    """What is left once the last valid token's document has moved to slot 0."""
+    if valid_B is None:
+        first_B = first_BT[:, -1]
+    else:
+        last_B1 = (valid_B - 1).clamp(min=0)[:, None]
+        first_B = first_BT.gather(1, last_B1)[:, 0].where(valid_B > 0, 0)
+    slots = state.key_BSHP.shape[1]
+    from_BS = first_B[:, None] + torch.arange(slots, device=first_B.device)
+    from_BSHP = from_BS.clamp(max=slots - 1)[:, :, None, None].expand_as(state.key_BSHP)
+    key_BSHP, value_BSHP = (buffer_BSHP.gather(1, from_BSHP) for buffer_BSHP in state[:2])
+    return AttentionState(key_BSHP, value_BSHP, state.length_B - first_B)
 
 
 def _lengths(state: AttentionState) -> Tensor | int:

@@ -42,6 +42,7 @@ class Block(nn.Module):
         inject_BTE: Tensor | None,
         valid_B: Tensor | None,
         advance: bool = True,
+        starts_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, State]:
         """Add the last branch y to the stream r, run this block's branches.
 
@@ -50,13 +51,14 @@ class Block(nn.Module):
         which may be anything unless `advance`.
         """
         whole = None
-        if r_BTD.shape[1] == 1 and valid_B is None:
+        if r_BTD.shape[1] == 1 and valid_B is None and starts_BT is None:
             whole = self.mixer.token(self.norm, r_BTD, y_BTD, state, inject_BTE, advance)
         if whole is not None:
             r_BTD, y_BTD, state = whole
         else:
             r_BTD, a_BTD = self.norm.after(r_BTD, y_BTD)
-            y_BTD, state = self.mixer(a_BTD, state, inject_BTE, valid_B)
+            starts = () if starts_BT is None else (starts_BT,)
+            y_BTD, state = self.mixer(a_BTD, state, inject_BTE, valid_B, *starts)
         if self.mlp is not None and self.norm2 is not None:
             r_BTD, a_BTD = self.norm2.after(r_BTD, y_BTD)
             y_BTD = self.mlp(a_BTD)
@@ -77,6 +79,7 @@ class Stack(Mixer):
         self.layers = nn.ModuleList(blocks)
         self.norm_f = RMSNorm(width, eps=norm_eps)
         self.inject_width = blocks[0].mixer.inject_width
+        self.takes_starts = all(block.mixer.takes_starts for block in blocks)
         # Assigned from outside, for one forward, by whoever wants blocks called another way.
         self.call: Callable[..., tuple[Tensor, Tensor, State]] = _plainly
 
@@ -95,13 +98,14 @@ class Stack(Mixer):
         state: State = None,
         inject_BTE: Tensor | None = None,
         valid_B: Tensor | None = None,
+        starts_BT: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """See `Mixer`."""
-        return self._run(x_BTD, state, inject_BTE, valid_B, advance=True)
+        return self._run(x_BTD, state, inject_BTE, valid_B, starts_BT, advance=True)
 
     def peek(self, x_BTD: Tensor, state: State, inject_BTE: Tensor | None) -> Tensor:
         """Return the outputs alone: where there are kernels for it, no state is written."""
-        return self._run(x_BTD, state, inject_BTE, None, advance=False)[0]
+        return self._run(x_BTD, state, inject_BTE, None, None, advance=False)[0]
 
     def _run(
         self,
@@ -109,6 +113,7 @@ class Stack(Mixer):
         state: State,
         inject_BTE: Tensor | None,
         valid_B: Tensor | None,
+        starts_BT: Tensor | None,
         *,
         advance: bool,
     ) -> tuple[Tensor, State]:
@@ -117,7 +122,7 @@ class Stack(Mixer):
         y_BTD, next_states = None, []
         for block, before in zip(self.blocks, states, strict=True):
             r_BTD, y_BTD, after = self.call(
-                block, r_BTD, y_BTD, before, inject_BTE, valid_B, advance
+                block, r_BTD, y_BTD, before, inject_BTE, valid_B, advance, starts_BT
             )
             next_states.append(after)
         return self.norm_f(r_BTD, y_BTD), tuple(next_states)

@@ -70,6 +70,7 @@ class Equilibrium(Mixer):
         super().__init__()
         self.solve, self.gradient = config.solve, config.gradient
         self.width, self.inject_width = width, body.inject_width
+        self.takes_starts = body.takes_starts
         self.injection_norm = RMSNorm(width, eps=norm_eps)
         # A gated stream begins with x, which then goes beside u.
         self.takes_input = isinstance(body, Gated)
@@ -89,6 +90,7 @@ class Equilibrium(Mixer):
         state: State = None,
         inject_BTE: Tensor | None = None,
         valid_B: Tensor | None = None,
+        starts_BT: Tensor | None = None,
     ) -> tuple[Tensor, State]:
         """See `Mixer`."""
         with prepared(self):
@@ -97,11 +99,11 @@ class Equilibrium(Mixer):
                 u_BTE = u_BTE + inject_BTE
             window = self.solve.window or x_BTD.shape[1]
             if window >= x_BTD.shape[1]:
-                return self._solve_at_once(u_BTE, state, valid_B)
+                return self._solve_at_once(u_BTE, state, valid_B, starts_BT)
             if state is None:
                 state = self.init_state(*x_BTD.shape[:2])
-            if torch.is_grad_enabled():
-                return self._solve_in_pieces(u_BTE, state, valid_B, window)
+            if torch.is_grad_enabled() or starts_BT is not None:
+                return self._solve_in_pieces(u_BTE, state, valid_B, starts_BT, window)
             return self._solve_sliding(u_BTE, state, valid_B, window)
 
     def inject(self, x_BTD: Tensor) -> Tensor:
@@ -120,9 +122,10 @@ class Equilibrium(Mixer):
         return self.body.flops_per_token(length)
 
     def _solve_at_once(
-        self, u_BTE: Tensor, state: State, valid_B: Tensor | None
+        self, u_BTE: Tensor, state: State, valid_B: Tensor | None, starts_BT: Tensor | None
     ) -> tuple[Tensor, State]:
         rows, tokens, _ = u_BTE.shape
+        starts = () if starts_BT is None else (starts_BT,)
         settled_BT = None
         if valid_B is not None:
             settled_BT = torch.arange(tokens, device=u_BTE.device) >= valid_B[:, None]
@@ -132,9 +135,9 @@ class Equilibrium(Mixer):
             scratch = tree.map_(torch.clone, state) if recording else state
 
             def transition_of(rows_B: Tensor | None) -> Transition:
-                here = scratch, u_BTE, valid_B
-                before, u, valid = here if rows_B is None else tree.take(here, rows_B)
-                return lambda z_BTD: self.body(z_BTD, before, u, valid)
+                here = scratch, u_BTE, valid_B, *starts
+                some = here if rows_B is None else tree.take(here, rows_B)
+                return lambda z_BTD: self.body(z_BTD, *some)
 
             start_BTD = self.zeros(rows, tokens)
             with self.cheaply():
@@ -154,14 +157,19 @@ class Equilibrium(Mixer):
         self.report(found)
         if recording:
             return self.gradient.attach(
-                lambda z_BTD: self.body(z_BTD, state, u_BTE, valid_B), found.value
+                lambda z_BTD: self.body(z_BTD, state, u_BTE, valid_B, *starts), found.value
             )
         if found.last is not None and self.solve.precision == "full":
             return found.last
-        return self.body(found.value, state, u_BTE, valid_B)
+        return self.body(found.value, state, u_BTE, valid_B, *starts)
 
     def _solve_in_pieces(
-        self, u_BTE: Tensor, state: State, valid_B: Tensor | None, window: int
+        self,
+        u_BTE: Tensor,
+        state: State,
+        valid_B: Tensor | None,
+        starts_BT: Tensor | None,
+        window: int,
     ) -> tuple[Tensor, State]:
         pieces = []
         for start in range(0, u_BTE.shape[1], window):
@@ -169,7 +177,8 @@ class Equilibrium(Mixer):
             left_B = None
             if valid_B is not None:
                 left_B = (valid_B - start).clamp(0, piece_BWE.shape[1])
-            y_BWD, state = self._solve_at_once(piece_BWE, state, left_B)
+            starts_BW = None if starts_BT is None else starts_BT[:, start : start + window]
+            y_BWD, state = self._solve_at_once(piece_BWE, state, left_B, starts_BW)
             pieces.append(y_BWD)
         return torch.cat(pieces, dim=1), state
 

@@ -69,6 +69,7 @@ class Mamba2(Mixer):
     """
 
     takes_scaled = True
+    takes_starts = True
 
     def __init__(
         self, config: Mamba2Config, width: int, *, weight_norm: bool = False, dropout: float = 0.0
@@ -119,6 +120,7 @@ class Mamba2(Mixer):
         state: Mamba2State | None = None,
         inject_BTE: Tensor | None = None,
         valid_B: Tensor | None = None,
+        starts_BT: Tensor | None = None,
     ) -> tuple[Tensor, Mamba2State]:
         """See `Mixer`."""
         window_BWC, scan_BHPN = state if state is not None else (None, None)
@@ -132,6 +134,7 @@ class Mamba2(Mixer):
             groups=self.config.groups,
             eps=self.norm.eps,
             valid_B=valid_B,
+            starts_BT=starts_BT,
             dtype=compute_dtype(proj_BTE),
             scale=scale,
         )

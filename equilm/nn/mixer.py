@@ -10,7 +10,9 @@ The laws, which `tests/nn/test_laws.py` runs over every row of the table MIXERS:
 - value:  the state given is not changed: keep the old one to reject the tokens, the new to accept;
 - row:    a row does not depend on its neighbours in the batch;
 - empty:  `None` means a fresh state;
-- valid:  tokens past `valid_B` change neither the outputs before them nor the next state.
+- valid:  tokens past `valid_B` change neither the outputs before them nor the next state;
+- reset:  where `takes_starts`, a token at which `starts_BT` is true finds a fresh state, so that
+          documents in one row give what they give apart.
 
 Read `mamba2.py` next.
 """
@@ -28,10 +30,15 @@ State = Any
 
 
 class Mixer(nn.Module, ABC):
-    """A causal map over tokens with a state."""
+    """A causal map over tokens with a state.
+
+    One with `takes_starts` has a fifth argument of `forward`, `starts_BT: Tensor | None = None`,
+    (B, T) bool: the tokens that open a document.
+    """
 
     inject_width: int  # E, the width of what is added inside the input projections
     takes_scaled = False  # whether x may come in 8 bits (`equilm/ops/fp8.py`)
+    takes_starts = False  # whether a row may hold several documents
 
     @abstractmethod
     def init_state(self, batch: int, capacity: int) -> State:

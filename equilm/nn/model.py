@@ -101,6 +101,8 @@ class LanguageModel(nn.Module):
         # How `loss` runs the core: from graphs or eagerly, keeping what its blocks compute or not.
         self.capture: Capture | None = None
         self.recompute = False
+        # The token that opens a document in a row of several; `loss` lets none see another.
+        self.reset_token: int | None = None
         if generator is not None:
             initialise(self, generator=generator)
 
@@ -141,27 +143,40 @@ class LanguageModel(nn.Module):
             The sum in nats, differentiable, and how many targets are asked, and right.
 
         Raises:
-            ValueError: For an empty sequence, a token or target out of range, other shapes.
+            ValueError: For an empty sequence, a token or target out of range, other shapes; with
+                `reset_token`, if a mixer knows no resets.
         """
         self._check(tokens_BT, None, None)
         outside_BT = (targets_BT < 0) | (targets_BT >= self.vocab_size)
         if bool((outside_BT & (targets_BT != ignore)).any()):
             raise ValueError(f"targets: expected ids in [0, {self.vocab_size}) or {ignore}")
         x_BTD = self.embed(tokens_BT)
-        z_BTD = self._run(x_BTD)
+        z_BTD = self._run(x_BTD, self._starts(tokens_BT))
         head_VD: Tensor = self.embedding if self.head is None else self.head
         return linear_cross_entropy(
             z_BTD, head_VD, targets_BT, vocab_size=self.vocab_size, ignore=ignore
         )
 
-    def _run(self, x_BTD: Tensor) -> Tensor:
+    def _starts(self, tokens_BT: Tensor) -> Tensor | None:
+        if self.reset_token is None:
+            return None
+        if not self.core.takes_starts:
+            raise ValueError(
+                f"reset_token: expected a mixer that can begin anew inside a row, got "
+                f"{self.config.mixer.kind}, which cannot; train it with task.boundaries=carry"
+            )
+        return tokens_BT == self.reset_token
+
+    def _run(self, x_BTD: Tensor, starts_BT: Tensor | None) -> Tensor:
         # Masks are held by `prepared`, so that no state of a random generator needs to be.
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with recomputed(self.core, again) if self.recompute else nullcontext():
-            if self.capture is not None:
+            # Resets run by the plain twins so far, for which no graph is recorded.
+            if self.capture is not None and starts_BT is None:
                 return self.capture(x_BTD)
+            starts = () if starts_BT is None else (None, None, None, starts_BT)
             with prepared(self.core) if self.recompute else nullcontext():
-                y_BTD: Tensor = self.core(x_BTD)[0]
+                y_BTD: Tensor = self.core(x_BTD, *starts)[0]
                 return y_BTD
 
     def embed(self, tokens_BT: Tensor) -> Tensor:

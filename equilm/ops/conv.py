@@ -18,6 +18,7 @@ def conv_silu(
     *,
     add_BTC: Tensor | None = None,
     valid_B: Tensor | None = None,
+    starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y_t = SiLU(bias + Σ_w weight_w · (x + add)_{t−W+1+w}) per channel.
 
@@ -28,11 +29,18 @@ def conv_silu(
         window_BWC: (B, W−1, C) the inputs before x; `None` means zeros.
         add_BTC: (B, T, C) added to x (the injection of an equilibrium).
         valid_B: (B,) how many tokens of each row count for the window returned; `None` means T.
+        starts_BT: (B, T) bool: tokens before which all inputs count as zeros, as if nothing had
+            been; the kernels do not know it yet.
 
     Returns:
         y_BTC in the type of `x_BTC`, and the next window (B, W−1, C) in float32 or wider.
     """
-    if x_BTC.is_cuda and x_BTC.dtype != torch.float64 and weight_CW.shape[1] <= MAX_TAPS:
+    if (
+        x_BTC.is_cuda
+        and x_BTC.dtype != torch.float64
+        and weight_CW.shape[1] <= MAX_TAPS
+        and starts_BT is None
+    ):
         from equilm.ops.conv_triton import ConvSilu
 
         return ConvSilu.apply(x_BTC, add_BTC, weight_CW, bias_C, window_BWC, valid_B)
@@ -45,9 +53,18 @@ def conv_silu(
         padded_BSC = torch.cat([window_BWC.to(x_BTC.dtype), x_BTC], dim=1)
     # Shifted sums beat a grouped convolution on a CPU and need no change of layout.
     y_BTC, weight_CW = bias_C.to(x_BTC.dtype), weight_CW.to(x_BTC.dtype)
+    number_BS = None if starts_BT is None else F.pad(starts_BT.cumsum(1), (width - 1, 0))
     for tap in range(width):
-        y_BTC = torch.addcmul(y_BTC, padded_BSC[:, tap : tap + tokens], weight_CW[:, tap])
-    return F.silu(y_BTC), _last(padded_BSC, tokens, width, valid_B)
+        shifted_BTC = padded_BSC[:, tap : tap + tokens]
+        if number_BS is not None:
+            same_BT = number_BS[:, tap : tap + tokens] == number_BS[:, width - 1 :]
+            shifted_BTC = shifted_BTC.where(same_BT[..., None], 0)
+        y_BTC = torch.addcmul(y_BTC, shifted_BTC, weight_CW[:, tap])
+    next_BWC = _last(padded_BSC, tokens, width, valid_B)
+    if number_BS is not None and width > 1:
+        number_BW = _last(number_BS[..., None], tokens, width, valid_B)
+        next_BWC = next_BWC.where(number_BW == number_BW[:, -1:], 0)
+    return F.silu(y_BTC), next_BWC.float() if next_BWC.dtype.itemsize < 4 else next_BWC
 
 
 def _last(padded_BSC: Tensor, tokens: int, width: int, valid_B: Tensor | None) -> Tensor:
@@ -58,4 +75,4 @@ def _last(padded_BSC: Tensor, tokens: int, width: int, valid_B: Tensor | None) -
         slots_BW = valid_B[:, None] + torch.arange(width - 1, device=valid_B.device)
         index_BWC = slots_BW[:, :, None].expand(*slots_BW.shape, padded_BSC.shape[2])
         next_BWC = padded_BSC.gather(1, index_BWC)
-    return next_BWC.float() if next_BWC.dtype.itemsize < 4 else next_BWC
+    return next_BWC

@@ -43,6 +43,7 @@ def gated_scan(
     groups: int,
     eps: float = 1e-5,
     valid_B: Tensor | None = None,
+    starts_BT: Tensor | None = None,
     dtype: torch.dtype | None = None,
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,6 +58,8 @@ def gated_scan(
         groups: G, sets of input and output directions, and parts of the norm.
         eps: Added to the mean square.
         valid_B: (B,) how many tokens of each row count for the states returned; `None` means T.
+        starts_BT: (B, T) bool: tokens that begin anew, with a window and a state of zeros; the
+            fused kernel does not know it yet, and its twin runs on a GPU too.
         dtype: Of y; `None` means float32 or wider.
         scale: () divides y, which then comes in e4m3; no gradients.
 
@@ -65,7 +68,7 @@ def gated_scan(
 
     Source: Dao and Gu 2024, arXiv 2405.21060; injection as in arXiv 2502.07827.
     """
-    if _fits_kernels(proj_BTE, weights):
+    if starts_BT is None and _fits_kernels(proj_BTE, weights):
         from equilm.ops.gated_scan_triton import GatedScan
 
         return GatedScan.apply(
@@ -94,10 +97,14 @@ def gated_scan(
         window_BWC,
         add_BTC=add_BTC,
         valid_B=valid_B,
+        starts_BT=starts_BT,
     )
     directions = (channels - inner) // 2
     x_BTI, b_BTS, c_BTS = xbc_BTC.split([inner, directions, directions], dim=-1)
     dt_BTH, a_H = _steps(dt_BTH, add_BTH, weights, valid_B)
+    if starts_BT is not None and valid_B is not None:
+        # What is padding must not empty the state.
+        starts_BT = starts_BT & _within(dt_BTH, valid_B)
     y_BTHP, scan_BHPN = ssd(
         x_BTI.unflatten(-1, (heads, -1)),
         dt_BTH,
@@ -106,6 +113,7 @@ def gated_scan(
         c_BTS.unflatten(-1, (groups, -1)),
         weights.skip_H,
         scan_BHPN,
+        starts_BT,
     )
     y_BTI = gated_rms_norm(
         y_BTHP.flatten(2),
@@ -139,6 +147,9 @@ def _steps(
     dt_BTH = dt_BTH.to(wide) if add_BTH is None else dt_BTH.to(wide) + add_BTH
     dt_BTH = F.softplus(dt_BTH + weights.dt_bias_H)
     if valid_B is not None:
-        within_BT = torch.arange(dt_BTH.shape[1], device=valid_B.device) < valid_B[:, None]
-        dt_BTH = dt_BTH * within_BT[..., None]
+        dt_BTH = dt_BTH * _within(dt_BTH, valid_B)[..., None]
     return dt_BTH, -torch.exp(weights.a_log_H.to(wide))
+
+
+def _within(dt_BTH: Tensor, valid_B: Tensor) -> Tensor:
+    return torch.arange(dt_BTH.shape[1], device=valid_B.device) < valid_B[:, None]

@@ -18,6 +18,7 @@ def split_heads(
     kv_heads: int,
     theta: float,
     cache: tuple[Tensor, Tensor] | None = None,
+    position_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[q | k | v] + inject; q and k rotated by their positions; k and v put into the cache.
 
@@ -31,6 +32,8 @@ def split_heads(
         cache: Buffers (B, S, K, P) whose slots from `before` on take the keys and values; in
             place, unless autograd needs the buffers as they are. What would lie past the end is
             padding, and the last slot may take it.
+        position_BT: (B, T) int64 positions to rotate by; `None` counts on from `before`. The kernel
+            does not know it yet.
 
     Returns:
         Queries (B, T, H, P) in the type of `qkv_BTE`; keys and values likewise (B, T, K, P), or
@@ -42,7 +45,7 @@ def split_heads(
     in_place = cache is not None and not (
         torch.is_grad_enabled() or cache[0].requires_grad or cache[1].requires_grad
     )
-    if qkv_BTE.is_cuda and qkv_BTE.dtype != torch.float64:
+    if qkv_BTE.is_cuda and qkv_BTE.dtype != torch.float64 and position_BT is None:
         from equilm.ops.rotary_triton import SplitHeads, split_heads_into
 
         before_B = before if isinstance(before, Tensor) else None
@@ -53,7 +56,7 @@ def split_heads(
             return query_BTHP, *cache
         parts = SplitHeads.apply(qkv_BTE, inject_BTE, before_B, heads, kv_heads, theta)
     else:
-        parts = _split_heads(qkv_BTE, inject_BTE, before, heads, kv_heads, theta)
+        parts = _split_heads(qkv_BTE, inject_BTE, before, heads, kv_heads, theta, position_BT)
     if cache is None:
         return parts
     write = _write if in_place else _written
@@ -65,13 +68,20 @@ def split_heads(
     return query_BTHP, key_BSHP, value_BSHP
 
 
-def rotary(x_BTHP: Tensor, before: Tensor | int = 0, *, theta: float) -> Tensor:
+def rotary(
+    x_BTHP: Tensor,
+    before: Tensor | int = 0,
+    *,
+    theta: float,
+    position_BT: Tensor | None = None,
+) -> Tensor:
     """Rotate the pairs (x_i, x_{i+P/2}) by position · theta^(−2i/P).
 
     Args:
         x_BTHP: (B, T, H, P) queries or keys, P even.
         before: How many tokens came before these, in each row (B,) int64 or in all.
         theta: Base of the frequencies.
+        position_BT: (B, T) int64 positions; `None` counts on from `before`.
 
     Returns:
         (B, T, H, P) in the type of `x_BTHP`, computed in float32 or wider.
@@ -79,7 +89,8 @@ def rotary(x_BTHP: Tensor, before: Tensor | int = 0, *, theta: float) -> Tensor:
     Source: Su et al. 2021, arXiv 2104.09864, in the half-split layout of Llama in `transformers`.
     """
     wide = torch.promote_types(x_BTHP.dtype, torch.float32)
-    cos_BT1P, sin_BT1P = _angles(x_BTHP, before, theta, wide).chunk(2, dim=-1)
+    angles_BT1P = _angles(x_BTHP, before, theta, wide, position_BT)
+    cos_BT1P, sin_BT1P = angles_BT1P.chunk(2, dim=-1)
     half = x_BTHP.shape[-1] // 2
     swapped_BTHP = torch.cat([x_BTHP[..., half:], x_BTHP[..., :half]], dim=-1)
     turned_BTHP = torch.addcmul(x_BTHP.to(wide) * cos_BT1P, swapped_BTHP.to(wide), sin_BT1P)
@@ -93,6 +104,7 @@ def _split_heads(
     heads: int,
     kv_heads: int,
     theta: float,
+    position_BT: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     sum_BTE = qkv_BTE
     if inject_BTE is not None:
@@ -100,14 +112,24 @@ def _split_heads(
         sum_BTE = qkv_BTE.to(wide) + inject_BTE
     all_BTHP = sum_BTE.unflatten(-1, (heads + 2 * kv_heads, -1))
     turned_BTHP, value_BTHP = all_BTHP.split([heads + kv_heads, kv_heads], dim=2)
-    turned_BTHP = rotary(turned_BTHP, before, theta=theta).to(qkv_BTE.dtype)
+    turned_BTHP = rotary(turned_BTHP, before, theta=theta, position_BT=position_BT)
+    turned_BTHP = turned_BTHP.to(qkv_BTE.dtype)
     query_BTHP, key_BTHP = turned_BTHP.split([heads, kv_heads], dim=2)
     return query_BTHP, key_BTHP, value_BTHP.to(qkv_BTE.dtype)
 
 
-def _angles(x_BTHP: Tensor, before: Tensor | int, theta: float, dtype: torch.dtype) -> Tensor:
+def _angles(
+    x_BTHP: Tensor,
+    before: Tensor | int,
+    theta: float,
+    dtype: torch.dtype,
+    position_BT: Tensor | None,
+) -> Tensor:
     """[cos | cos | −sin | sin] of the tokens' angles, (B or 1, T, 1, 2P)."""
     tokens, half = x_BTHP.shape[1], x_BTHP.shape[3] // 2
+    if position_BT is not None:
+        end = 1 + int(position_BT.max())
+        return _table(_power_of_2(end), half, theta, dtype).to(x_BTHP.device)[position_BT]
     end = tokens + (before if isinstance(before, int) else int(before.max()))
     table_S1P = _table(_power_of_2(end), half, theta, dtype)
     if isinstance(before, int):

@@ -21,6 +21,7 @@ def ssd(
     c_BTGN: Tensor,
     skip_H: Tensor,
     state_BHPN: Tensor | None = None,
+    starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """S_t = exp(dt_t a) S_{t−1} + dt_t x_t ⊗ b_t;  y_t = S_t c_t + skip x_t.
 
@@ -32,6 +33,7 @@ def ssd(
         c_BTGN: (B, T, G, N) output directions.
         skip_H: (H,) weight of the direct path.
         state_BHPN: (B, H, P, N) initial state; `None` means zeros.
+        starts_BT: (B, T) bool: tokens that find a state of zeros; the kernels do not know it yet.
 
     Returns:
         y_BTHP (B, T, H, P) in float32 or wider (on a GPU, in the type of x), and the final state
@@ -39,14 +41,15 @@ def ssd(
 
     Source: Dao and Gu 2024, arXiv 2405.21060. On a GPU: `scan_triton.py`.
     """
-    if x_BTHP.is_cuda and x_BTHP.dtype != torch.float64 and x_BTHP.shape[1] > 1:
+    has_kernel = x_BTHP.is_cuda and x_BTHP.dtype != torch.float64 and x_BTHP.shape[1] > 1
+    if has_kernel and starts_BT is None:
         from equilm.ops.scan_triton import ssd_triton
 
         return ssd_triton(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN)
     scan = ssd_sequential if x_BTHP.shape[1] == 1 else ssd_chunked
     # Autocast would compute the matrix products, and so the state, in half precision.
     with torch.autocast(x_BTHP.device.type, enabled=False):
-        return scan(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN)
+        return scan(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN, starts_BT)
 
 
 def ssd_sequential(
@@ -57,11 +60,14 @@ def ssd_sequential(
     c_BTGN: Tensor,
     skip_H: Tensor,
     state_BHPN: Tensor | None = None,
+    starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`ssd`, one token after the other: the definition, and the fastest way for a single token."""
     x_BTHP, dt_BTH, b_BTGN, c_BTGN = _at_least_float32(x_BTHP, dt_BTH, b_BTGN, c_BTGN)
     heads_per_group = x_BTHP.shape[2] // b_BTGN.shape[2]
     decay_BTH = torch.exp(dt_BTH * a_H)
+    if starts_BT is not None:
+        decay_BTH = decay_BTH.masked_fill(starts_BT[..., None], 0)
     inputs_BTHP = x_BTHP * dt_BTH[..., None]
     y_TBHP = []
     for t in range(x_BTHP.shape[1]):
@@ -84,6 +90,7 @@ def ssd_chunked(
     c_BTGN: Tensor,
     skip_H: Tensor,
     state_BHPN: Tensor | None = None,
+    starts_BT: Tensor | None = None,
     *,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
@@ -96,7 +103,8 @@ def ssd_chunked(
         _split(tensor_BT, min(chunk, tokens)).transpose(2, 3)
         for tensor_BT in (x_BTHP, dt_BTH, b_BTGN, c_BTGN)
     )
-    decay_BKHLL, since_start_BKHL = _decays(dt_BKHL * a_H[:, None])
+    starts_BKL = None if starts_BT is None else _split(starts_BT, min(chunk, tokens))
+    decay_BKHLL, since_start_BKHL = _decays(dt_BKHL * a_H[:, None], starts_BKL)
     inputs_BKHLP = x_BKHLP * dt_BKHL[..., None]
     scores_BKHLL = _to_heads(c_BKGLN @ b_BKGLN.mT, heads_per_group) * decay_BKHLL
     y_BKHLP = scores_BKHLL @ inputs_BKHLP
@@ -113,15 +121,24 @@ def ssd_chunked(
     return y_BTHP + x_BTHP * skip_H[:, None], state_BHPN
 
 
-def _decays(log_decay_BKHL: Tensor) -> tuple[Tensor, Tensor]:
+def _decays(log_decay_BKHL: Tensor, starts_BKL: Tensor | None) -> tuple[Tensor, Tensor]:
     """What is left at token i of token j's input, and of the state before the chunk."""
+    if starts_BKL is not None:
+        # The decay of a start is zero, and its logarithm would make differences of infinities.
+        log_decay_BKHL = log_decay_BKHL.masked_fill(starts_BKL[:, :, None], 0)
     # Differences of a running sum lose digits in float32 once some decay is strong.
     total_BKHL = torch.cumsum(log_decay_BKHL.double(), dim=-1)
     between_BKHLL = (total_BKHL[..., :, None] - total_BKHL[..., None, :]).to(log_decay_BKHL.dtype)
     length, device = log_decay_BKHL.shape[-1], log_decay_BKHL.device
     future_LL = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
     decay_BKHLL = torch.exp(between_BKHLL.masked_fill(future_LL, -torch.inf))
-    return decay_BKHLL, torch.exp(total_BKHL.to(log_decay_BKHL.dtype))
+    since_start_BKHL = torch.exp(total_BKHL.to(log_decay_BKHL.dtype))
+    if starts_BKL is not None:
+        number_BKL = starts_BKL.cumsum(-1)
+        parted_BKLL = number_BKL[..., :, None] != number_BKL[..., None, :]
+        decay_BKHLL = decay_BKHLL.masked_fill(parted_BKLL[:, :, None], 0)
+        since_start_BKHL = since_start_BKHL.masked_fill((number_BKL > 0)[:, :, None], 0)
+    return decay_BKHLL, since_start_BKHL
 
 
 def _carry(

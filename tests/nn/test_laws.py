@@ -1,4 +1,4 @@
-"""The six laws of `equilm/nn/mixer.py`, over every mixer and its stacks and equilibria."""
+"""The seven laws of `equilm/nn/mixer.py`, over every mixer and its stacks and equilibria."""
 
 from collections.abc import Iterator
 
@@ -197,6 +197,42 @@ def test_valid(
             short_BTD, expected = mixer(x_BTD[here, tokens], expected, short_BTE)
             assert_close(operation, y_BTD[here, tokens], short_BTD)
         assert_same_state(operation, tree.take(last, torch.tensor([row])), expected)
+
+
+@pytest.mark.parametrize(("start", "ragged"), [("empty", False), ("filled", True)])
+def test_reset(mixer: Mixer, start: str, ragged: bool, form: str, operation: str) -> None:
+    if not mixer.takes_starts:
+        pytest.skip("this mixer knows no resets; a model of it refuses them (test_resets.py)")
+    tokens = 9
+    starts_BT = torch.zeros(ROWS, tokens, dtype=torch.bool)
+    for row, opened in enumerate([(0, 4, 5), (), (2, 8)]):
+        starts_BT[row, list(opened)] = True
+    valid_B = torch.tensor([5, 9, 7]) if ragged else torch.tensor([tokens] * ROWS)
+    x_BTD = torch.randn(ROWS, tokens, WIDTH, dtype=torch.float64)
+    inject_BTE = torch.randn(ROWS, tokens, mixer.inject_width, dtype=torch.float64)
+    inject = inject_BTE if "injected" in form else None
+    before = filled(mixer, x_BTD, tokens) if start == "filled" else None
+    fresh = mixer.init_state(ROWS, tokens + 4)
+    y_BTD, last = mixer(
+        x_BTD,
+        None if before is None else clone(before),
+        inject,
+        valid_B if ragged else None,
+        starts_BT,
+    )
+    for row, valid in enumerate(valid_B.tolist()):
+        here, one = slice(row, row + 1), torch.tensor([row])
+        state = tree.take(fresh if before is None else before, one)
+        edges = [t for t in range(1, valid) if starts_BT[row, t]]
+        if starts_BT[row, 0]:
+            state = tree.take(fresh, one)
+        for begin, end in zip([0, *edges], [*edges, valid], strict=True):
+            if begin:
+                state = tree.take(fresh, one)
+            document = slice(begin, end)
+            got_BTD, state = mixer(x_BTD[here, document], state, part(inject, here, document))
+            assert_close(operation, y_BTD[here, document], got_BTD)
+        assert_same_state(operation, tree.take(last, one), state)
 
 
 def test_rows_of_different_lengths_go_on(mixer: Mixer, x_BTD: Tensor, operation: str) -> None:

@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from equilm.ops import scan as scans
 from equilm.ops.attend import attend
 from equilm.ops.conv import conv_silu
 from equilm.ops.rotary import rotary
-from equilm.ops.scan import CHUNK, ssd, ssd_chunked, ssd_sequential
+from equilm.ops.scan import CHUNK, ssd, ssd_sequential
 from tests.tolerance import assert_close
 
+Scan = Callable[..., Any]
+chunked: Scan = scans.ssd_chunked
+SCANS: list[Scan] = [ssd, ssd_sequential, chunked]
 ROWS = 2
 SIZES = [(1, 30, 2, 67), (64, 1, 35), (100,), (7,)]
 
@@ -59,21 +63,22 @@ def assert_same(
     dtype: torch.dtype = torch.float64,
 ) -> None:
     cotangents = [torch.randn_like(part) for part in want]
-    gradients = [
+    gradients: list[tuple[Tensor | None, ...]] = [
         torch.autograd.grad(list(parts), inputs, cotangents, allow_unused=True)
         for parts in (got, want)
     ]
-    for one, other in zip([*got, *gradients[0]], [*want, *gradients[1]], strict=True):
+    for one, other in zip((*got, *gradients[0]), (*want, *gradients[1]), strict=True):
         # A gradient that is missing is one of zeros.
         if other is None:
             assert one is None or not one.any()
         else:
+            assert one is not None
             assert_close(operation, one, other, dtype=dtype)
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("scan", [ssd, ssd_sequential, ssd_chunked])
-def test_scan(scan: Callable[..., Any], sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("scan", SCANS)
+def test_scan(scan: Scan, sizes: tuple[int, ...]) -> None:
     inputs = scan_inputs(sum(sizes), torch.float64)
     want = scan_apart(inputs, sizes)
     assert_same("scan", scan(*inputs, starts_BT=starts_of(sizes)), want, inputs)
@@ -84,9 +89,7 @@ def test_scan_with_decays_near_one_and_near_zero(rate: float) -> None:
     sizes = (CHUNK - 1, 2, CHUNK + 5)
     inputs = scan_inputs(sum(sizes), torch.float32, rate)
     want = scan_apart(inputs, sizes)
-    assert_same(
-        "scan", ssd_chunked(*inputs, starts_BT=starts_of(sizes)), want, inputs, torch.float32
-    )
+    assert_same("scan", chunked(*inputs, starts_BT=starts_of(sizes)), want, inputs, torch.float32)
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 9])

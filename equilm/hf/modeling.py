@@ -176,6 +176,8 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
             ValueError: For tokens and embeddings, or neither; for a mask of another shape, another
                 kind of cache, a dial of a solve there is not; for a core that is offloaded.
         """
+        # Callers such as peft name every option that any model has, and leave it None.
+        loss_options = {name: one for name, one in loss_options.items() if one is not None}
         if unknown := loss_options.keys() - LOSS_OPTIONS:
             raise TypeError(f"forward() got an unexpected keyword argument '{unknown.pop()}'")
         outputs = self.model(

@@ -6,7 +6,7 @@ may be evaluated many times. Read `block.py` next.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -82,6 +82,8 @@ class Weight(Prepared):
         super().__init__()
         self.weight_norm = weight_norm
         self._folded: Tensor | None = None
+        # What somebody adds to the weight, such as LoRA (`equilm/hf/lora.py`).
+        self.added: Callable[[], Tensor] | None = None
         if weight_norm:
             self.weight_g = nn.Parameter(torch.empty(shape[0], *[1] * (len(shape) - 1)))
             self.weight_v = nn.Parameter(torch.empty(shape))
@@ -122,6 +124,8 @@ class Weight(Prepared):
             weight = self.weight_v * (self.weight_g / _row_norm(self.weight_v))
         else:
             weight = self.weight
+        if self.added is not None:
+            weight = weight + self.added()
         device = weight.device.type
         if torch.is_autocast_enabled(device):
             weight = weight.to(torch.get_autocast_dtype(device))

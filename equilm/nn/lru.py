@@ -3,7 +3,8 @@
     λ = exp(−exp(nu_log) + i exp(theta_log)),   h_t = λ h_{t−1} + exp(gamma_log) B u_t
     y_t = Re(C h_t) + D u_t
 
-What stands around it is in `state_space.py`, the scan in `equilm/ops/recurrence.py`. Read `s5.py` next.
+What stands around it is in `state_space.py`, the scan in `equilm/ops/recurrence.py`. Read
+`s5.py` next.
 """
 
 import math

@@ -10,6 +10,7 @@ from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixer import Mixer
 from equilm.nn.s4d import S4D, S4DConfig
 from equilm.nn.s5 import S5, S5Config
+from equilm.nn.s6 import S6, S6Config
 
 MixerConfig = (
     Mamba2Config
@@ -21,6 +22,7 @@ MixerConfig = (
     | S4DConfig
     | DSSConfig
     | S5Config
+    | S6Config
 )
 
 # Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
@@ -34,4 +36,5 @@ MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "s4d": (S4DConfig, S4D),
     "dss": (DSSConfig, DSS),
     "s5": (S5Config, S5),
+    "s6": (S6Config, S6),
 }

@@ -19,6 +19,7 @@ from equilm.nn.model import MIXERS, LanguageModel, ModelConfig
 from equilm.nn.rnn import Recurrent
 from equilm.nn.s4d import S4DConfig
 from equilm.nn.s5 import S5Config
+from equilm.nn.s6 import S6Config
 from equilm.solve import Anderson, Implicit, Phantom, Picard, Solve
 
 WIDTH, VOCAB = 8, 11
@@ -35,6 +36,7 @@ SMALL: dict[str, Any] = {
     "s4d": S4DConfig(state_size=4, expand=2),
     "dss": DSSConfig(state_size=4),
     "s5": S5Config(state_size=4, blocks=2),
+    "s6": S6Config(state_size=3, step_rank=2),
 }
 
 

@@ -40,6 +40,16 @@ class LoraWeight(nn.Module, LoraLayer):
         ValueError: For an option of `peft` that is not a term of the weight.
     """
 
+    # What `LoraLayer` sets.
+    base_layer: Any
+    lora_A: Any
+    lora_B: Any
+    scaling: dict[str, float]
+    active_adapters: list[str]
+    merged_adapters: list[str]
+    in_features: int
+    out_features: int
+
     def __init__(
         self,
         base_layer: nn.Module,
@@ -53,7 +63,7 @@ class LoraWeight(nn.Module, LoraLayer):
         LoraLayer.__init__(self, base_layer, **named)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **named)
-        self.get_base_layer().added = self.delta
+        self._base().added = self.delta
 
     def update_layer(
         self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **named: Any
@@ -77,16 +87,16 @@ class LoraWeight(nn.Module, LoraLayer):
     @property
     def inputs(self) -> int:
         """Width of x."""
-        return int(self.in_features)
+        return self.in_features
 
     @property
     def outputs(self) -> int:
         """Width of y."""
-        return int(self.out_features)
+        return self.out_features
 
     def delta(self) -> Tensor:
         """Return what the active adapters add that is not merged."""
-        base = self.get_base_layer()
+        base = self._base()
         like = base.weight_v if base.weight_norm else base.weight
         total = torch.zeros_like(like)
         if self.disable_adapters:
@@ -125,18 +135,22 @@ class LoraWeight(nn.Module, LoraLayer):
         """Return the projection without this around it."""
         if merge:
             self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        base: nn.Module = self.get_base_layer()
+        base = self._base()
         base.added = None
         return base
 
     def _shift(self, term: Tensor, *, check: bool) -> None:
-        base = self.get_base_layer()
+        base = self._base()
         added, base.added = base.added, None
         weight = base.effective() + term
         base.added = added
         if check and not bool(torch.isfinite(weight).all()):
             raise ValueError("merge: expected finite weights, got others")
         base.assign(weight)
+
+    def _base(self) -> Linear:
+        base: Linear = LoraLayer.get_base_layer(self)
+        return base
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
         assert isinstance(module, Linear)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from equilm import tree
 from equilm.nn.attention import AttentionState, room
 from equilm.nn.block import Block, Stack
 from equilm.nn.capture import Capture
@@ -146,16 +147,42 @@ class LanguageModel(nn.Module):
             ValueError: For an empty sequence, a token or target out of range, other shapes; with
                 `reset_token`, if a mixer knows no resets.
         """
-        self._check(tokens_BT, None, None)
+        return self._loss(tokens_BT, targets_BT, None, ignore)[0]
+
+    def loss_from(
+        self, tokens_BT: Tensor, targets_BT: Tensor, state: State, *, ignore: int
+    ) -> tuple[CrossEntropy, State]:
+        """Return the loss of tokens that go on from a state, and the state after them.
+
+        Args:
+            tokens_BT: As for `loss`.
+            targets_BT: As for `loss`.
+            state: From `init_state` or an earlier call, with room for T more.
+            ignore: As for `loss`.
+
+        Returns:
+            What `loss` returns; and the next state, through which no gradient goes back.
+
+        Raises:
+            ValueError: As `loss`; also for a state without room.
+        """
+        found, state = self._loss(tokens_BT, targets_BT, state, ignore)
+        return found, tree.map_(Tensor.detach, state)
+
+    def _loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, state: State, ignore: int
+    ) -> tuple[CrossEntropy, State]:
+        self._check(tokens_BT, state, None)
         outside_BT = (targets_BT < 0) | (targets_BT >= self.vocab_size)
         if bool((outside_BT & (targets_BT != ignore)).any()):
             raise ValueError(f"targets: expected ids in [0, {self.vocab_size}) or {ignore}")
         x_BTD = self.embed(tokens_BT)
-        z_BTD = self._run(x_BTD, self._starts(tokens_BT))
+        z_BTD, state = self._run(x_BTD, state, self._starts(tokens_BT))
         head_VD: Tensor = self.embedding if self.head is None else self.head
-        return linear_cross_entropy(
+        found = linear_cross_entropy(
             z_BTD, head_VD, targets_BT, vocab_size=self.vocab_size, ignore=ignore
         )
+        return found, state
 
     def _starts(self, tokens_BT: Tensor) -> Tensor | None:
         if self.reset_token is None:
@@ -167,17 +194,17 @@ class LanguageModel(nn.Module):
             )
         return tokens_BT == self.reset_token
 
-    def _run(self, x_BTD: Tensor, starts_BT: Tensor | None) -> Tensor:
+    def _run(self, x_BTD: Tensor, state: State, starts_BT: Tensor | None) -> tuple[Tensor, State]:
         # Masks are held by `prepared`, so that no state of a random generator needs to be.
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with recomputed(self.core, again) if self.recompute else nullcontext():
             # Resets run by the plain twins so far, for which no graph is recorded.
-            if self.capture is not None and starts_BT is None:
-                return self.capture(x_BTD)
-            starts = () if starts_BT is None else (None, None, None, starts_BT)
+            if self.capture is not None and state is None and starts_BT is None:
+                return self.capture(x_BTD), None
+            starts = () if starts_BT is None else (None, None, starts_BT)
             with prepared(self.core) if self.recompute else nullcontext():
-                y_BTD: Tensor = self.core(x_BTD, *starts)[0]
-                return y_BTD
+                result: tuple[Tensor, State] = self.core(x_BTD, state, *starts)
+                return result
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Return the embedding x_BTD of the tokens."""

@@ -125,7 +125,8 @@ def spread(model: LanguageModel, ranks: Ranks, over: Over) -> None:
         names = ("replicate", "shard")  # type: ignore[assignment]
     mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "loss")
+    for method in ("init_state", "loss", "loss_from"):
+        register_fsdp_forward_method(model, method)
 
 
 def is_spread(model: nn.Module) -> bool:

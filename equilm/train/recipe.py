@@ -28,6 +28,9 @@ class Recipe:
         rows_at_once: Sequences that a process computes at once; it takes its share of the batch in
             as many pieces as that needs, whose gradients add up. `None` takes all at once.
         curriculum: Lengths of the training sequences.
+        gradient_length: Tokens that a gradient goes back over. Longer sequences are cut into
+            windows of so many, each begun where the one before it ended; `None` cuts none.
+        state_noise: Standard deviation of the recurrent state before the first token, ≥ 0.
         phases: Depth of the solve during the run; none keeps the model's own. An explicit model
             has no solve, so that two recipes may differ in the model alone.
         optim: Optimizer and rate.
@@ -46,6 +49,9 @@ class Recipe:
         checkpoint_every: Steps between two checkpoints; the last step always makes one.
         keep_checkpoints: How many of the newest stay.
 
+    Source of the two options for lengths beyond training: arXiv 2507.02782 (windows as in
+    truncated backpropagation through time; random states).
+
     Source: arXiv 2502.07827, state tracking: 8.39M sequences of 256 tokens in batches of 512, the
     first 4,005 steps unrolled to depth 4, then (32+4).
     """
@@ -57,6 +63,8 @@ class Recipe:
     batch_size: int = 512
     rows_at_once: int | None = None
     curriculum: Curriculum = field(default_factory=FixedLengths)
+    gradient_length: int | None = None
+    state_noise: float = 0.0
     phases: tuple[Phase, ...] = (
         Phase(max_steps=0, phantom_steps=4),
         Phase(share=4005 / 16_384, max_steps=32, phantom_steps=4),
@@ -78,15 +86,21 @@ class Recipe:
                 raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: expected an integer in [0, 2³²), got {self.seed}")
-        for name in ("threads", "rows_at_once"):
+        for name in ("threads", "rows_at_once", "gradient_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value}")
-        if isinstance(self.model, str):
-            try:
-                preset(self.model)
-            except ValueError as error:
-                raise ValueError(f"model: {error}") from None
+        try:
+            model = preset(self.model) if isinstance(self.model, str) else self.model
+        except ValueError as error:
+            raise ValueError(f"model: {error}") from None
+        if not self.state_noise >= 0:
+            raise ValueError(f"state_noise: expected a number >= 0, got {self.state_noise}")
+        if self.state_noise and model.mixer.kind == "attention":
+            raise ValueError(
+                f"state_noise: expected 0 for attention, which begins with nothing, "
+                f"got {self.state_noise}"
+            )
 
     def model_for(self, task: Task) -> ModelConfig:
         """Return the model's configuration with the vocabulary of `task`.

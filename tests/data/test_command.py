@@ -89,9 +89,10 @@ def test_a_mistake_is_one_line(equilm: Equilm, words: list[str], told: str) -> N
 
 def test_a_run_on_text_goes_on_where_it_stopped(tmp_path: Path) -> None:
     folder = prepared(tmp_path, texts(60))
+    task = TextConfig(sources=(str(folder),))
     recipe = replace(
         TINY,
-        task=TextConfig(sources=(str(folder),)),
+        task=task,
         curriculum=FixedLengths(lengths=(24,)),
         steps=6,
     )
@@ -102,6 +103,6 @@ def test_a_run_on_text_goes_on_where_it_stopped(tmp_path: Path) -> None:
             break
     finish(recipe, tmp_path / "cut", resume=True)
     assert curve(tmp_path / "cut") == whole
-    through = replace(recipe, task=replace(recipe.task, boundaries="carry"))
+    through = replace(recipe, task=replace(task, boundaries="carry"))
     finish(through, tmp_path / "carry")
     assert curve(tmp_path / "carry") != whole

@@ -102,8 +102,7 @@ class LanguageModel(nn.Module):
         # How `loss` runs the core: from graphs or eagerly, keeping what its blocks compute or not.
         self.capture: Capture | None = None
         self.recompute = False
-        # The token that opens a document in a row of several; `loss` lets none see another.
-        self.reset_token: int | None = None
+        self._reset_token: int | None = None
         if generator is not None:
             initialise(self, generator=generator)
 
@@ -144,8 +143,7 @@ class LanguageModel(nn.Module):
             The sum in nats, differentiable, and how many targets are asked, and right.
 
         Raises:
-            ValueError: For an empty sequence, a token or target out of range, other shapes; with
-                `reset_token`, if a mixer knows no resets.
+            ValueError: For an empty sequence, a token or target out of range, other shapes.
         """
         return self._loss(tokens_BT, targets_BT, None, ignore)[0]
 
@@ -177,22 +175,29 @@ class LanguageModel(nn.Module):
         if bool((outside_BT & (targets_BT != ignore)).any()):
             raise ValueError(f"targets: expected ids in [0, {self.vocab_size}) or {ignore}")
         x_BTD = self.embed(tokens_BT)
-        z_BTD, state = self._run(x_BTD, state, self._starts(tokens_BT))
+        starts_BT = None if self._reset_token is None else tokens_BT == self._reset_token
+        z_BTD, state = self._run(x_BTD, state, starts_BT)
         head_VD: Tensor = self.embedding if self.head is None else self.head
         found = linear_cross_entropy(
             z_BTD, head_VD, targets_BT, vocab_size=self.vocab_size, ignore=ignore
         )
         return found, state
 
-    def _starts(self, tokens_BT: Tensor) -> Tensor | None:
-        if self.reset_token is None:
-            return None
-        if not self.core.takes_starts:
+    def reset_at(self, token: int | None) -> None:
+        """Let `loss` open a document at this token, which none before it can be seen from.
+
+        Args:
+            token: An id, or `None` for rows that are one text, as at first.
+
+        Raises:
+            ValueError: If a mixer cannot begin anew inside a row.
+        """
+        if token is not None and not self.core.takes_starts:
             raise ValueError(
-                f"reset_token: expected a mixer that can begin anew inside a row, got "
+                f"mixer: expected one that can begin anew inside a row, got "
                 f"{self.config.mixer.kind}, which cannot; train it with task.boundaries=carry"
             )
-        return tokens_BT == self.reset_token
+        self._reset_token = token
 
     def _run(self, x_BTD: Tensor, state: State, starts_BT: Tensor | None) -> tuple[Tensor, State]:
         # Masks are held by `prepared`, so that no state of a random generator needs to be.

@@ -67,7 +67,7 @@ class Trainer:
         self.model = LanguageModel(recipe.model_for(self.task), generator=generator)
         self.model.to(self.device).train()
         self.model.recompute = recipe.recompute
-        self.model.reset_token = self.task.reset_token
+        self.model.reset_at(self.task.reset_token)
         parallel.spread(self.model, self.ranks, recipe.shard)
         # Parameters that are gathered anew do not lie where a graph would read them.
         if recipe.capture and self.device.type == "cuda" and not parallel.is_spread(self.model):

@@ -8,6 +8,8 @@ import pytest
 from equilm.cli import main
 from equilm.cli.data import DATA_COMMANDS
 from equilm.data import open_folder
+from equilm.nn.mamba2 import Mamba2, Mamba2Config
+from equilm.nn.mixers import MIXERS
 from equilm.tasks.text import TextConfig
 from equilm.train.schedule import FixedLengths
 from equilm.train.trainer import Trainer
@@ -106,3 +108,15 @@ def test_a_run_on_text_goes_on_where_it_stopped(tmp_path: Path) -> None:
     through = replace(recipe, task=replace(task, boundaries="carry"))
     finish(through, tmp_path / "carry")
     assert curve(tmp_path / "carry") != whole
+
+
+def test_a_mixer_without_resets_leaves_no_run_behind(tmp_path: Path) -> None:
+    class Through(Mamba2):
+        takes_starts = False
+
+    task = TextConfig(sources=(str(prepared(tmp_path, texts(20))),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MIXERS, "mamba2", (Mamba2Config, Through))
+        with pytest.raises(ValueError, match=r"train it with task\.boundaries=carry"):
+            Trainer(replace(TINY, task=task), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -43,10 +43,10 @@ def test_packed_documents_have_the_loss_and_gradient_of_separate_ones(
     else:
         model = language_model(kind)
     model.recompute = recompute
-    model.reset_token = END
+    model.reset_at(END)
     tokens_BT, targets_BT = packed()
     got, got_gradients = losses_and_gradients(model, [(tokens_BT, targets_BT)])
-    model.reset_token = None
+    model.reset_at(None)
     apart = list(zip(tokens_BT.split(SIZES, dim=1), targets_BT.split(SIZES, dim=1), strict=True))
     want, want_gradients = losses_and_gradients(model, apart)
     assert_close("loss" if not implicit else "equilibrium", got, want)
@@ -60,6 +60,6 @@ def test_packed_documents_have_the_loss_and_gradient_of_separate_ones(
 def test_a_mixer_that_knows_no_resets_is_named() -> None:
     model = language_model("mamba2")
     model.core.takes_starts = False
-    model.reset_token = END
     with pytest.raises(ValueError, match=r"got mamba2, which cannot; .* task\.boundaries=carry"):
-        model.loss(*packed(), ignore=IGNORE)
+        model.reset_at(END)
+    model.reset_at(None)

@@ -41,6 +41,9 @@ class Task(Protocol):
     splits: tuple[str, ...] = SPLITS
     # As an input it opens a document, before which nothing is remembered; None: there are none.
     reset_token: int | None = None
+    # Whether row r of a batch is a function of index · batch_size + r, so that a process of several
+    # may ask for its own rows alone.
+    by_row: bool = False
 
     def batch(self, *, split: str, length: int, batch_size: int, seed: int, index: int) -> Batch:
         """The batch at (split, length, batch_size, seed, index): a pure function of the five.

@@ -58,6 +58,8 @@ class Text(Task):
         ValueError: If one is not prepared, or by another tokenizer than the first.
     """
 
+    by_row = True
+
     def __init__(self, config: TextConfig) -> None:
         self.config = config
         self.folders = [open_folder(Path(source)) for source in config.sources]

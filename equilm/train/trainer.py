@@ -142,16 +142,17 @@ class Trainer:
 
     def _batch(self, length: int) -> Batch:
         """Return this rank's rows; which rows there are is a function of the step alone."""
-        recipe = self.recipe
+        recipe, ranks = self.recipe, self.ranks
+        rows, step = ranks.rows(recipe.batch_size), self.position.step
+        alone = self.task.by_row
         batch = self.task.batch(
             split="train",
             length=length,
-            batch_size=recipe.batch_size,
+            batch_size=rows.stop - rows.start if alone else recipe.batch_size,
             seed=recipe.seed,
-            index=self.position.step,
+            index=step * ranks.size + ranks.rank if alone else step,
         )
-        rows = self.ranks.rows(recipe.batch_size)
-        return tree.map_(lambda part: part[rows].to(self.device), batch)
+        return tree.map_(lambda part: (part if alone else part[rows]).to(self.device), batch)
 
     def _go_deep(self, length: int) -> None:
         """Set the depth of the solve for this step."""

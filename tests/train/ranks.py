@@ -84,7 +84,6 @@ def _work(
     }
     trouble = ""
     try:
-        parallel.join("cpu")
         work(*args)
         parallel.leave()
     except BaseException:

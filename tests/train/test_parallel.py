@@ -12,7 +12,10 @@ import torch
 import equilm
 from equilm import config, record
 from equilm.nn.folder import CheckpointError, complete_checkpoints
+from equilm.tasks import TextConfig
+from equilm.train.schedule import FixedLengths
 from equilm.train.trainer import Trainer
+from tests.data.corpus import prepared, texts
 from tests.train.ranks import RECIPE, train
 from tests.train.tiny import curve, finish
 
@@ -124,3 +127,32 @@ def test_a_checkpoint_of_two_becomes_a_model_folder(pair: Path, tmp_path: Path) 
         ):
             Trainer(RECIPE, pair, resume=True)
         piece.write_bytes(data)
+
+
+def test_text_is_read_row_by_row_and_documents_stay_apart(tmp_path: Path) -> None:
+    folder = prepared(tmp_path, texts(60))
+    recipe = replace(
+        RECIPE,
+        task=TextConfig(sources=(str(folder),)),
+        curriculum=FixedLengths(lengths=(12,)),
+        steps=4,
+    )
+    finish(recipe, tmp_path / "alone")
+    train(2, recipe, tmp_path / "pair")
+    assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
+def test_ranks_need_equally_many_rows(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="batch_size: expected a multiple of the 2 processes"):
+        train(2, replace(RECIPE, batch_size=3), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("shard", ["all", "off"])
+def test_two_gpus_give_the_curve_of_one(shard: str, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, device="cuda", shard=shard)  # type: ignore[arg-type]
+    finish(recipe, tmp_path / "alone")
+    train(2, recipe, tmp_path / "pair")
+    assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)

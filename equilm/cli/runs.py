@@ -151,11 +151,13 @@ def _tables(records: list["Record"]) -> list["Table"]:
     from equilm.report.language import language_tables
     from equilm.report.speed import speed_tables
     from equilm.report.tables import accuracy_table, effort_table
+    from equilm.report.traffic import traffic_tables
 
     found = (
         accuracy_table(records),
         effort_table(records),
         *language_tables(records),
         *speed_tables(records),
+        *traffic_tables(records),
     )
     return [table for table in found if table]

@@ -81,8 +81,8 @@ def traffic_curves(records: Iterable[Record]) -> Plot | None:
         grid[0].legend(frameon=False, labelcolor="linecolor")
     caption = (
         "Requests of random length, more than there are slots. In lockstep everybody waits for the "
-        "token that takes the most evaluations; by sweep whoever is done moves on. The band is "
-        "from the median to the 99th percentile."
+        "token that takes the most evaluations; by sweep whoever is done moves on. Between two "
+        "tokens: the median and, dashed, the 99th percentile."
     )
     return Plot("traffic", "Answering many at once", caption, figure)
 
@@ -97,11 +97,11 @@ def _draw(grid: Sequence[Axes], here: Mapping[int, Values], title: str) -> None:
         }
         name = ENGINES[engine]
         speed.plot(slots, each["speed"], "o-", label=name, color=colour, clip_on=False)
-        low, high = each["gap_p50"], each["gap_p99"]
-        gap.plot(slots, low, "o-", color=colour, clip_on=False)
-        gap.fill_between(slots, low, high, color=colour, alpha=0.2, linewidth=0)
-    for axes, words in ((speed, f"{title}: tokens a second"), (gap, "ms between two tokens")):
-        axes.set_title(words)
+        gap.plot(slots, each["gap_p50"], "o-", color=colour, clip_on=False)
+        gap.plot(slots, each["gap_p99"], "--", color=colour, clip_on=False)
+    speed.set_title(title)
+    for axes, words in ((speed, "tokens a second"), (gap, "ms between two tokens")):
+        axes.set_ylabel(words)
         axes.set_ylim(bottom=0)
         plot.length_axis(axes, list(here), "requests at once")
 

@@ -55,7 +55,10 @@ def test_a_figure_has_two_panels_a_case() -> None:
         [10.0, 20.0],
         [11.0, 50.0],
     ]
-    assert [np.asarray(line.get_ydata()).tolist() for line in gap.lines] == [[3.0, 3.0]] * 2
+    assert [np.asarray(line.get_ydata()).tolist() for line in gap.lines] == [
+        [3.0, 3.0],
+        [9.0, 9.0],
+    ] * 2
     # One number of slots is no curve.
     assert traffic_curves(asked("a", {(4, "sweep"): 5.0})) is None
     assert traffic_curves([]) is None and traffic_tables([]) == []

@@ -157,7 +157,7 @@ def test_fork_and_roll_back(kind: str) -> None:
     assert ids(told[1]) == ids(plain(model, fork))
     assert engine.counts.prompt_tokens == before
     # And the snapshot is what it was.
-    back = replace(first, prompt=(*kept.tokens, heard[-1]), max_tokens=4)
+    back = replace(first, prompt=(*kept.tokens, heard[-1]), max_tokens=2)
     again = collect(engine, [engine.submit(back, start=kept)])
     assert heard + ids(again[0]) == ids(plain(model, first))
 

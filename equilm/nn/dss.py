@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equilm.nn.state_space import StateSpace, check_sizes, log_uniform
+from equilm.nn.state_space import StateSpace, check_sizes, log_uniform, wide
 from equilm.ops.diagonal import diagonal_ssm, zoh
 from equilm.ops.hippo import normal_plus_low_rank
 
@@ -79,12 +79,15 @@ class DSS(StateSpace):
         self.W.copy_(torch.randn(self.W.shape, generator=generator))
         self.D.copy_(torch.randn(self.inner, generator=generator))
 
-    def ssm(self, u_BTI: Tensor, state_BX: Tensor, valid_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    def ssm(
+        self, u_BTI: Tensor, state_BX: Tensor | None, valid_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See `StateSpace`."""
-        step_I1 = self.log_dt.exp()[:, None] * self.config.step_scale
-        rate_N = torch.complex(-self.Lambda_re.exp(), self.Lambda_im)
+        log_dt_I, re_N, im_N, w_IN2 = wide(self.log_dt, self.Lambda_re, self.Lambda_im, self.W)
+        step_I1 = log_dt_I.exp()[:, None] * self.config.step_scale
+        rate_N = torch.complex(-re_N.exp(), im_N)
         log_decay_IN, b_IN = zoh(rate_N, step_I1)
-        c_IN = torch.view_as_complex(self.W)
+        c_IN = torch.view_as_complex(w_IN2)
         return diagonal_ssm(u_BTI, log_decay_IN, b_IN, c_IN, state_BX, valid_B)
 
     def ssm_flops(self) -> float:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equilm.nn.state_space import StateSpace
+from equilm.nn.state_space import StateSpace, wide
 from equilm.ops.recurrence import recurrence, within
 
 
@@ -92,15 +92,20 @@ class LRU(StateSpace):
             part.copy_(torch.randn(part.shape, generator=generator) / math.sqrt(fan_in))
         self.D.copy_(torch.randn(self.inner, generator=generator))
 
-    def ssm(self, u_BTI: Tensor, state_BX: Tensor, valid_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    def ssm(
+        self, u_BTI: Tensor, state_BX: Tensor | None, valid_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See `StateSpace`."""
-        gain_N = self.gamma_log.exp()
-        decay_11N = torch.exp(torch.complex(-self.nu_log.exp(), self.theta_log.exp()))[None, None]
+        nu_N, theta_N, gain_N = (
+            part.exp() for part in wide(self.nu_log, self.theta_log, self.gamma_log)
+        )
+        b_re_NI, b_im_NI, c_re_IN, c_im_IN = wide(self.B_re, self.B_im, self.C_re, self.C_im)
+        decay_11N = torch.exp(torch.complex(-nu_N, theta_N))[None, None]
         # Two real products: B u for real u.
-        input_BTN = gain_N * torch.complex(F.linear(u_BTI, self.B_re), F.linear(u_BTI, self.B_im))
+        input_BTN = gain_N * torch.complex(F.linear(u_BTI, b_re_NI), F.linear(u_BTI, b_im_NI))
         decay_BTN, input_BTN = within(decay_11N, input_BTN, valid_B)
         h_BTN, last_BN = recurrence(decay_BTN, input_BTN, state_BX)
-        return F.linear(h_BTN.real, self.C_re) - F.linear(h_BTN.imag, self.C_im), last_BN
+        return F.linear(h_BTN.real, c_re_IN) - F.linear(h_BTN.imag, c_im_IN), last_BN
 
     def ssm_flops(self) -> float:
         """See `StateSpace`: two real maps of B and of C, a complex step."""

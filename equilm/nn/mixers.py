@@ -8,6 +8,9 @@ from equilm.nn.lru import LRU, LRUConfig
 from equilm.nn.lstm import LSTM, LSTMConfig
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixer import Mixer
+from equilm.nn.orthogonal import Orthogonal, OrthogonalConfig
+from equilm.nn.qrnn import QRNN, QRNNConfig
+from equilm.nn.s4 import S4, S4Config
 from equilm.nn.s4d import S4D, S4DConfig
 from equilm.nn.s5 import S5, S5Config
 from equilm.nn.s6 import S6, S6Config
@@ -23,6 +26,9 @@ MixerConfig = (
     | DSSConfig
     | S5Config
     | S6Config
+    | S4Config
+    | QRNNConfig
+    | OrthogonalConfig
 )
 
 # Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
@@ -37,4 +43,7 @@ MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "dss": (DSSConfig, DSS),
     "s5": (S5Config, S5),
     "s6": (S6Config, S6),
+    "s4": (S4Config, S4),
+    "qrnn": (QRNNConfig, QRNN),
+    "orthogonal": (OrthogonalConfig, Orthogonal),
 }

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equilm.nn.state_space import StateSpace, check_sizes, log_uniform
+from equilm.nn.state_space import StateSpace, check_sizes, log_uniform, wide
 from equilm.ops.diagonal import DISCRETISATIONS, diagonal_ssm
 from equilm.ops.hippo import normal_plus_low_rank
 
@@ -84,12 +84,17 @@ class S4D(StateSpace):
         self.C.copy_(torch.randn(self.C.shape, generator=generator) * math.sqrt(0.5))
         self.D.copy_(torch.randn(self.inner, generator=generator))
 
-    def ssm(self, u_BTI: Tensor, state_BX: Tensor, valid_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    def ssm(
+        self, u_BTI: Tensor, state_BX: Tensor | None, valid_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See `StateSpace`."""
-        step_I1 = self.log_dt.exp()[:, None] * self.config.step_scale
-        rate_IN = torch.complex(-self.log_A_real.exp(), self.A_imag)
+        log_dt_I, log_real_IN, imag_IN, c_IN2 = wide(
+            self.log_dt, self.log_A_real, self.A_imag, self.C
+        )
+        step_I1 = log_dt_I.exp()[:, None] * self.config.step_scale
+        rate_IN = torch.complex(-log_real_IN.exp(), imag_IN)
         log_decay_IN, b_IN = DISCRETISATIONS[self.config.discretisation](rate_IN, step_I1)
-        c_IN = 2 * torch.view_as_complex(self.C)
+        c_IN = 2 * torch.view_as_complex(c_IN2)
         return diagonal_ssm(u_BTI, log_decay_IN, b_IN, c_IN, state_BX, valid_B)
 
     def ssm_flops(self) -> float:

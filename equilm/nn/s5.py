@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equilm.nn.state_space import StateSpace, check_sizes, log_uniform
+from equilm.nn.state_space import StateSpace, check_sizes, log_uniform, wide
 from equilm.ops.diagonal import DISCRETISATIONS
 from equilm.ops.hippo import normal_plus_low_rank
 from equilm.ops.recurrence import recurrence, within
@@ -91,17 +91,20 @@ class S5(StateSpace):
         self.C.copy_(torch.view_as_real(c_IM.to(basis_MN.dtype) @ basis_MN))
         self.D.copy_(torch.randn(inner, generator=generator))
 
-    def ssm(self, u_BTI: Tensor, state_BX: Tensor, valid_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    def ssm(
+        self, u_BTI: Tensor, state_BX: Tensor | None, valid_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """See `StateSpace`."""
-        step_N = self.log_step.exp() * self.config.step_scale
+        log_step_N, re_N, im_N = wide(self.log_step, self.Lambda_re, self.Lambda_im)
+        step_N = log_step_N.exp() * self.config.step_scale
         # As published, no eigenvalue leaves the left half plane.
-        rate_N = torch.complex(self.Lambda_re.clamp(max=-1e-4), self.Lambda_im)
+        rate_N = torch.complex(re_N.clamp(max=-1e-4), im_N)
         log_decay_N, gain_N = DISCRETISATIONS[self.config.discretisation](rate_N, step_N)
-        b_re_NI, b_im_NI = self.B.unbind(-1)
+        b_re_NI, b_im_NI = wide(*self.B.unbind(-1))
         inputs_BTN = gain_N * torch.complex(F.linear(u_BTI, b_re_NI), F.linear(u_BTI, b_im_NI))
         decay_BTN, inputs_BTN = within(log_decay_N.exp()[None, None], inputs_BTN, valid_B)
         h_BTN, last_BN = recurrence(decay_BTN, inputs_BTN, state_BX)
-        c_re_IN, c_im_IN = self.C.unbind(-1)
+        c_re_IN, c_im_IN = wide(*self.C.unbind(-1))
         return 2 * (F.linear(h_BTN.real, c_re_IN) - F.linear(h_BTN.imag, c_im_IN)), last_BN
 
     def ssm_flops(self) -> float:

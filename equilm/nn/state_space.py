@@ -53,8 +53,10 @@ class StateSpace(Mixer):
         self.dropout = VariationalDropout(dropout)
 
     @abstractmethod
-    def ssm(self, u_BTI: Tensor, state_BX: Tensor, valid_B: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return y_BTI and the complex state after the tokens that count."""
+    def ssm(
+        self, u_BTI: Tensor, state_BX: Tensor | None, valid_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return y_BTI and the complex state after the tokens that count; `None` means zeros."""
 
     @abstractmethod
     def ssm_flops(self) -> float:
@@ -77,11 +79,11 @@ class StateSpace(Mixer):
         if inject_BTE is not None:
             projected_BTE = projected_BTE + inject_BTE
         u_BTI, *gate = projected_BTE.split(self.inner, dim=-1)
-        (before_BX2,) = state if state is not None else self.init_state(len(x_BTD), 0)
+        before_BX = None if state is None else torch.view_as_complex(state.hidden_BX2)
         # Autocast would compute the state in half precision.
         with torch.autocast(u_BTI.device.type, enabled=False):
-            u_BTI = u_BTI.to(before_BX2.dtype)
-            y_BTI, last_BX = self.ssm(u_BTI, torch.view_as_complex(before_BX2), valid_B)
+            u_BTI = u_BTI.to(torch.promote_types(self.D.dtype, torch.float32))
+            y_BTI, last_BX = self.ssm(u_BTI, before_BX, valid_B)
         y_BTI = F.gelu(y_BTI + self.D * u_BTI)
         if gate:
             y_BTI = y_BTI * F.silu(gate[0])
@@ -92,6 +94,11 @@ class StateSpace(Mixer):
         """The projections, and the system as a recurrence."""
         projections = self.width * self.inject_width + self.inner * self.width
         return 2.0 * projections + self.ssm_flops()
+
+
+def wide(*parameters: Tensor) -> list[Tensor]:
+    """Return parameters in float32 or wider: complex numbers come in no half precision."""
+    return [part.float() if part.dtype.itemsize < 4 else part for part in parameters]
 
 
 def check_sizes(expand: int, state_size: int, step_range: tuple[float, float], rate: float) -> None:

@@ -45,7 +45,7 @@ def diagonal_ssm(
     log_decay_IN: Tensor,
     b_IN: Tensor,
     c_IN: Tensor,
-    state_BIN: Tensor,
+    state_BIN: Tensor | None,
     valid_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h_t = exp(a) h_{t−1} + b u_t;  y_t = Re(c · h_t).
@@ -55,7 +55,7 @@ def diagonal_ssm(
         log_decay_IN: (I, N) a, of negative real part.
         b_IN: (I, N) input weights.
         c_IN: (I, N) output weights.
-        state_BIN: (B, I, N) complex state before.
+        state_BIN: (B, I, N) complex state before; `None` means zeros.
         valid_B: (B,) tokens of each row that count for the state returned; `None` means T.
 
     Returns:
@@ -72,7 +72,7 @@ def by_recurrence(
     log_decay_IN: Tensor,
     b_IN: Tensor,
     c_IN: Tensor,
-    state_BIN: Tensor,
+    state_BIN: Tensor | None,
     valid_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`diagonal_ssm`, one state after the other."""
@@ -87,20 +87,23 @@ def by_convolution(
     log_decay_IN: Tensor,
     b_IN: Tensor,
     c_IN: Tensor,
-    state_BIN: Tensor,
+    state_BIN: Tensor | None,
     valid_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`diagonal_ssm`, as the convolution with K_t = Re(c exp(a t) b), and one sum for the state."""
     tokens = u_BTI.shape[1]
-    counts_B = u_BTI.new_full(u_BTI.shape[:1], tokens) if valid_B is None else valid_B
     u_BTI = to_end(u_BTI, valid_B)
     # Behind zeros the kernel sees what it would see without them; so the rows go back afterwards.
     y_BTI = fft_conv(u_BTI, powers(c_IN * b_IN, log_decay_IN, tokens))
     y_BTI = to_start(y_BTI, valid_B)
+    last_BIN = b_IN * remembered(u_BTI, log_decay_IN)
+    if state_BIN is None:
+        return y_BTI, last_BIN
     from_state_BIN = c_IN * torch.exp(log_decay_IN) * state_BIN
     y_BTI = y_BTI + powers(from_state_BIN, log_decay_IN, tokens).mT
+    counts_B = u_BTI.new_full(u_BTI.shape[:1], tokens) if valid_B is None else valid_B
     left_BIN = torch.exp(log_decay_IN * counts_B[:, None, None])
-    return y_BTI, left_BIN * state_BIN + b_IN * remembered(u_BTI, log_decay_IN)
+    return y_BTI, left_BIN * state_BIN + last_BIN
 
 
 def powers(weight_BIN: Tensor, log_decay_IN: Tensor, tokens: int) -> Tensor:

@@ -16,7 +16,10 @@ from equilm.nn.lru import LRUConfig
 from equilm.nn.lstm import LSTMConfig
 from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.model import MIXERS, LanguageModel, ModelConfig
+from equilm.nn.orthogonal import OrthogonalConfig
+from equilm.nn.qrnn import QRNN, QRNNConfig
 from equilm.nn.rnn import Recurrent
+from equilm.nn.s4 import S4Config
 from equilm.nn.s4d import S4DConfig
 from equilm.nn.s5 import S5Config
 from equilm.nn.s6 import S6Config
@@ -37,6 +40,9 @@ SMALL: dict[str, Any] = {
     "dss": DSSConfig(state_size=4),
     "s5": S5Config(state_size=4, blocks=2),
     "s6": S6Config(state_size=3, step_rank=2),
+    "s4": S4Config(state_size=4, expand=2),
+    "qrnn": QRNNConfig(),
+    "orthogonal": OrthogonalConfig(),
 }
 
 
@@ -77,7 +83,7 @@ def make_contractive(model: nn.Module) -> None:
             into_stream = name.endswith(("out_proj", "w2"))
             scale = 6.0 if into_stream or name.endswith("injection") else 0.3
             part.assign(scale * part.effective())
-        elif isinstance(part, Recurrent):
+        elif isinstance(part, Recurrent | QRNN):
             part.out_proj.assign(4.0 * part.out_proj.effective())
 
 

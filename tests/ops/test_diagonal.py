@@ -44,9 +44,10 @@ def outputs_and_gradients(
 @pytest.mark.parametrize("tokens", [1, 2, 31, 63, 100, 257])
 def test_both_views_agree(tokens: int, ragged: bool) -> None:
     inputs = make(tokens)
+    u_BTI, a_IN, b_IN, c_IN, h_BIN = inputs
     valid_B = torch.tensor([0, (tokens + 1) // 2, tokens]) if ragged else None
     results = [
-        outputs_and_gradients(*view(*inputs, valid_B), inputs, valid_B)
+        outputs_and_gradients(*view(u_BTI, a_IN, b_IN, c_IN, h_BIN, valid_B), inputs, valid_B)
         for view in (by_convolution, by_recurrence)
     ]
     for got, want in zip(*results, strict=True):
@@ -65,12 +66,12 @@ def test_the_recurrence_is_its_formula() -> None:
 def test_zoh_is_exact_for_inputs_that_are_held() -> None:
     rate, step = torch.tensor(-0.3 + 2j, dtype=torch.complex128), 0.4
     log_decay, gain = zoh(rate, torch.tensor(step, dtype=torch.float64))
-    h, fine = 1.5 - 0.5j, 20_000
+    h, fine = torch.tensor(1.5 - 0.5j, dtype=torch.complex128), 20_000
     expected = h * log_decay.exp() + gain * 0.7
     for _ in range(fine):  # Heun's rule with steps so small that it is exact to 1e-9.
         slope = rate * h + 0.7
         h = h + step / fine * (slope + rate * (h + step / fine * slope) + 0.7) / 2
-    torch.testing.assert_close(expected, torch.as_tensor(h), atol=1e-8, rtol=0)
+    torch.testing.assert_close(expected, h, atol=1e-8, rtol=0)
 
 
 def test_bilinear_is_its_formula_and_agrees_with_zoh_for_small_steps() -> None:

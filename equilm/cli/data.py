@@ -1,4 +1,4 @@
-"""Commands about text: `equilm data prepare`, `equilm data check`. Read `runs.py` next."""
+"""Commands about text: `equilm data prepare`, `tokenizer`, `check`. Read `runs.py` next."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
-from equilm.cli.terminal import argument, complain, console, say
+from equilm.cli.terminal import argument, complain, console, say, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,6 +73,34 @@ def prepare(
     _summarise(out, last, time.perf_counter() - began)
 
 
+def tokenizer(
+    sources: Annotated[tuple[str, ...], Positional, argument("SOURCE [SOURCE ...]")] = (),
+    /,
+    *,
+    out: Annotated[Path, argument("FOLDER")],
+    size: int = 16_384,
+    field: Annotated[str, argument("NAME")] = "text",
+    megabytes: float = 1000.0,
+) -> None:
+    """Learn a tokenizer from text: byte-pair encoding over bytes.
+
+    Args:
+        sources: As for `prepare`; leave validation and test out.
+        out: Where tokenizer.json goes.
+        size: Tokens, those of the bytes and the end token included.
+        field: The column of the text.
+        megabytes: Of text to learn from.
+    """
+    from equilm import data
+
+    settings = data.VocabularyConfig(
+        sources=sources, out=out, size=size, field=field, megabytes=megabytes
+    )
+    with waiting(f"learning a tokenizer for {out}"):
+        found = data.learn_vocabulary(settings)
+    say(f"{out}: {found:,} tokens")
+
+
 def check(folder: Annotated[Path, Positional, argument("FOLDER")], /) -> None:
     """Compare the shards of a prepared folder with their checksums.
 
@@ -87,7 +115,11 @@ def check(folder: Annotated[Path, Positional, argument("FOLDER")], /) -> None:
     say(f"{folder}: {shards} shards are as they were written")
 
 
-DATA_COMMANDS: dict[str, Callable[..., None]] = {"prepare": prepare, "check": check}
+DATA_COMMANDS: dict[str, Callable[..., None]] = {
+    "prepare": prepare,
+    "tokenizer": tokenizer,
+    "check": check,
+}
 
 
 def _show(progress: "Iterable[Progress]", name: str) -> "Progress":

@@ -6,11 +6,22 @@
 It makes shards and reads them; it knows no models and no torch. In the order of the work:
 `sources.py` finds documents, `tokenizer.py` makes tokens of them, `pieces.py` writes them,
 `prepare.py` drives these, `folder.py` reads what they wrote, `order.py` shuffles it and
-`windows.py` cuts it. Read `prepare.py` first.
+`windows.py` cuts it; `vocabulary.py` learns a tokenizer. Read `prepare.py` first.
 """
 
 from equilm.data.folder import Folder, Stream, joined, open_folder
 from equilm.data.prepare import PrepareConfig, prepare
+from equilm.data.vocabulary import VocabularyConfig, learn_vocabulary
 from equilm.data.windows import Windows
 
-__all__ = ["Folder", "PrepareConfig", "Stream", "Windows", "joined", "open_folder", "prepare"]
+__all__ = [
+    "Folder",
+    "PrepareConfig",
+    "Stream",
+    "VocabularyConfig",
+    "Windows",
+    "joined",
+    "learn_vocabulary",
+    "open_folder",
+    "prepare",
+]

@@ -85,7 +85,7 @@ def _of_file(path: Path) -> tuple[Any, list[str]]:
     try:
         from tokenizers import Tokenizer as Fast
     except ImportError:
-        raise _missing("tokenizers") from None
+        raise missing("tokenizers") from None
     try:
         own = Fast.from_file(str(path))
     except Exception as error:
@@ -106,7 +106,7 @@ def _of_transformers(name: str) -> tuple[Any, list[str]]:
     try:
         from transformers import AutoTokenizer
     except ImportError:
-        raise _missing("transformers") from None
+        raise missing("transformers") from None
     try:
         whole = AutoTokenizer.from_pretrained(name)
         own = whole.backend_tokenizer
@@ -118,7 +118,8 @@ def _of_transformers(name: str) -> tuple[Any, list[str]]:
     return own, [whole.eos_token] if whole.eos_token else []
 
 
-def _missing(package: str) -> ValueError:
+def missing(package: str) -> ValueError:
+    """Return the error of a package that is not installed."""
     return ValueError(
         f"tokenizer: expected the package {package}; install it with: pip install 'equilm[data]'"
     )

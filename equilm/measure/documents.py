@@ -1,44 +1,31 @@
-"""Text to measure on: files of text and JSON lines, packed or not, cut into rows of tokens.
+"""Documents to measure on, of files of text or prepared shards, cut into rows of tokens.
 
-Not training data: nothing is shuffled into shards or kept. Read `perplexity.py` next.
+Read `equilm/data/sources.py` for the formats, and `perplexity.py` next.
 """
 
-import bz2
-import gzip
-import json
-import lzma
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from equilm.data import open_folder
+from equilm.data.folder import MANIFEST
+from equilm.data.sources import FORMATS, Reading, find_sources
 from equilm.decode.text import Ids, Tokenizer
 
-PACKED: dict[str, Callable[..., Any]] = {
-    ".bz2": bz2.open,
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".zst": lambda path, mode: _zstandard().open(path, mode),
-}
-SUFFIXES = (".jsonl", ".md", ".txt")
+MAX_TOKENS = 1 << 26  # read of a prepared split
+
+Document = str | Tensor  # a text, or (T) int64 tokens
 
 
-class Rows(NamedTuple):
-    """Pieces of documents, all of one length."""
-
-    tokens_BT: Tensor  # int64; T is one more than the longest context, for the last target
-    text: str  # the name of their source
-
-
-def read_documents(paths: Sequence[Path]) -> Iterator[str]:
-    """Yield the documents of files: all of a text file, the `text` of each line of a .jsonl.
+def read_documents(paths: Sequence[Path], *, split: str = "test") -> Iterator[Document]:
+    """Yield the documents of files of text, of folders of these, and of prepared folders.
 
     Args:
-        paths: Files ending in .jsonl, .txt or .md, or in these and .gz, .xz, .bz2 or .zst; or
-            folders, of which every such file is read.
+        paths: What `equilm data prepare` reads, all of it; or what it wrote.
+        split: Of what it wrote.
 
     Raises:
         ValueError: One line that names the file, for one that is of another kind, empty, cut
@@ -46,22 +33,28 @@ def read_documents(paths: Sequence[Path]) -> Iterator[str]:
         OSError: If one cannot be read.
     """
     for path in paths:
+        if (path / MANIFEST).exists():
+            yield from _prepared(path, split)
+            continue
         files = [path]
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if _kind(file) in SUFFIXES)
+            files = [one for one in sorted(path.rglob("*")) if _is_text(one)]
             if not files:
-                raise ValueError(f"{path}: expected files ending in {', '.join(SUFFIXES)}")
-        for file in files:
-            yield from _documents(file)
+                raise ValueError(f"{path}: expected files ending in {', '.join(FORMATS)}")
+        reading = Reading(find_sources(tuple(map(str, files))), field="text")
+        for document in reading:
+            yield document.text
+        for name in reading.without:
+            raise ValueError(f"{name}: expected text, got an empty file")
 
 
 def cut(
-    documents: Sequence[str], tokenizer: Tokenizer, *, length: int, rows: int, seed: int
+    documents: Sequence[Document], tokenizer: Tokenizer, *, length: int, rows: int, seed: int
 ) -> Tensor:
     """Return pieces of `length` tokens, each of one document, of as many documents as can be.
 
     Args:
-        documents: Texts.
+        documents: Texts or tokens.
         tokenizer: Of the texts.
         length: Tokens of a piece.
         rows: Pieces wanted; there may be fewer.
@@ -79,7 +72,8 @@ def cut(
     spare: list[Tensor] = []
     most = 0
     for place in torch.randperm(len(documents), generator=generator).tolist():
-        ids = torch.tensor(tokenizer.encode(documents[place]), dtype=torch.int64)
+        one = documents[place]
+        ids = torch.tensor(tokenizer.encode(one)) if isinstance(one, str) else one
         most = max(most, len(ids))
         pieces = ids[: len(ids) // length * length].view(-1, length)
         pieces = pieces[torch.randperm(len(pieces), generator=generator)]
@@ -110,56 +104,15 @@ def name_of(paths: Sequence[Path]) -> str:
     return first.name if first.is_dir() else first.name.split(".")[0]
 
 
-def _kind(path: Path) -> str:
-    return path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
+def _is_text(path: Path) -> bool:
+    return path.is_file() and any(suffix in FORMATS for suffix in path.suffixes)
 
 
-def _documents(path: Path) -> Iterator[str]:
-    kind = _kind(path)
-    if kind not in SUFFIXES:
-        raise ValueError(
-            f"{path}: expected a file ending in {', '.join(SUFFIXES)}, packed as "
-            f"{', '.join(PACKED)} or not"
-        )
-    opened = PACKED.get(path.suffix, open)
-    count = 0
-    try:
-        with opened(path, "rb") as file:
-            for count, text in enumerate(_texts(file, kind, path), start=1):  # noqa: B007
-                yield text
-    except (lzma.LZMAError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: expected a whole {path.suffix} file ({error})") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 ({error})") from None
-    if not count:
-        raise ValueError(f"{path}: expected text, got an empty file")
-
-
-def _texts(file: IO[bytes], kind: str, path: Path) -> Iterator[str]:
-    if kind != ".jsonl":
-        text = file.read().decode()
-        if text.strip():
-            yield text
-        return
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            told = json.loads(line.decode())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: expected JSON ({error})") from None
-        body = told.get("text") if isinstance(told, dict) else None
-        if not isinstance(body, str):
-            raise ValueError(f"{path}:{number}: text: expected a string, got {body!r}")
-        yield body
-
-
-def _zstandard() -> Any:
-    try:
-        import zstandard
-    except ImportError:
-        raise ValueError(
-            "text: expected the package zstandard for .zst; install it with: "
-            "pip install 'equilm[eval]'"
-        ) from None
-    return zstandard
+def _prepared(path: Path, split: str) -> Iterator[Tensor]:
+    """The documents of a split without the end tokens between them."""
+    folder = open_folder(path)
+    stream = folder.stream(split)
+    tokens = stream.read(0, min(len(stream), MAX_TOKENS)).astype(np.int64)
+    ends = np.flatnonzero(tokens == folder.end_token)
+    for ids in np.split(tokens, ends):
+        yield torch.from_numpy(ids[1:] if len(ids) and ids[0] == folder.end_token else ids)

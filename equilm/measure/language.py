@@ -51,7 +51,7 @@ def evaluate_folder(
     records: list[Record] = []
     if language.text:
         length = max(settings.lengths) + 1
-        documents = list(read_documents(language.text))
+        documents = list(read_documents(language.text, split=settings.split))
         tokens_BT = cut(
             documents, words, length=length, rows=settings.batch_size, seed=settings.seed
         )

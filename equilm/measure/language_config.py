@@ -9,9 +9,10 @@ class LanguageConfig:
     """What to measure a language model on, beside the settings that all evaluations share.
 
     Args:
-        text: Files or folders of text, one document each (.txt, .md) or one a line (.jsonl, its
-            key "text"), packed (.gz, .xz, .bz2, .zst) or not.
-        sweeps: Evaluations a token to try on the shortest of the lengths, instead of solving.
+        text: Files or folders of text, as `equilm data prepare` reads them (.txt, .jsonl,
+            .parquet, packed or not), or what it wrote, of which the test split.
+        sweeps: Evaluations a token to try on the shortest of the lengths, instead of solving; one
+            by one and all at once, where these windows are.
         harness: Tasks of lm-evaluation-harness, separated by commas.
         include: A folder of task files (.yaml) of the harness; then no others are known, and
             nothing is fetched.

@@ -77,6 +77,8 @@ def evaluate_text(
         tokens_BT = tokens_BT[:, : min(config.lengths) + 1]
         for span, solve in _solves(model, replace(config, lengths=(min(config.lengths),))):
             assert solve is not None
+            if span not in (1, min(config.lengths)):
+                continue  # a window evaluates its tokens more often than told
             yield from by_sweeps(
                 lambda limited: read(model, tokens_BT, limited).loss_BT, solve, sweeps, span
             )

@@ -25,6 +25,7 @@ class Gated(Mixer):
         self.stack, self.width = stack, width
         self.gate = nn.Parameter(torch.empty(width))
         self.inject_width = stack.inject_width + width
+        self.takes_starts = stack.takes_starts
 
     def initialise_own(self, generator: torch.Generator) -> None:
         """γ = 0: whatever the stack is, z first has no part in it."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from equilm.record import Record
 from equilm.report import plot, select
@@ -167,6 +167,11 @@ def _perplexity_axis(axes: Axes) -> None:
     """What is drawn is its logarithm, what is written is the perplexity."""
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.02, high + 0.02)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    ticks = list(MaxNLocator(6).tick_values(np.exp(low), np.exp(high)))
+    if high - low > np.log(8):
+        powers = 10.0 ** np.arange(np.floor(low / np.log(10)), np.ceil(high / np.log(10)) + 1)
+        ticks = list(np.outer(powers, [1, 2, 5]).ravel())
+    inside = [tick for tick in ticks if tick > 0 and low <= np.log(tick) <= high]
+    axes.yaxis.set_major_locator(FixedLocator(list(np.log(inside))))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda nats, _: f"{np.exp(nats):,.3g}"))
     axes.set_title("perplexity")

@@ -101,6 +101,21 @@ def test_training_goes_on_and_makes_it_implicit(config: ModelConfig) -> None:
     assert found[0].steps.float().mean() > 3
 
 
+@pytest.mark.parametrize("config", [MAMBA2, LLAMA])
+def test_documents_in_a_row_are_kept_apart(config: ModelConfig) -> None:
+    explicit, core, implicit, tokens_BT = some(config)
+    core.gradient = Phantom(damping=1.0)
+    sums = []
+    for model in (explicit, implicit):
+        model.reset_at(4)
+        loss = model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], ignore=-1)
+        sums.append(loss.loss_sum.item())
+    explicit.reset_at(None)
+    leaking = explicit.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], ignore=-1).loss_sum.item()
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+    assert sums[0] != pytest.approx(leaking, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_the_command_line_retrofits(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from equilm import record
+from equilm.data import PrepareConfig, prepare
 from equilm.decode.text import Bytes, Ids
 from equilm.measure.documents import count_bytes, cut, read_documents
 from equilm.measure.evaluate import EvaluationConfig
@@ -83,7 +84,9 @@ def test_modes_that_are_not_solved_differ() -> None:
 
 def test_more_evaluations_come_nearer(records: list[Record]) -> None:
     solved = value(records, "perplexity", 16, 16)
-    tried = [r for r in records if r.name == "perplexity_at_sweeps" and r.window == 16]
+    every = [r for r in records if r.name == "perplexity_at_sweeps"]
+    assert {r.window for r in every} == {1, 16}
+    tried = [r for r in every if r.window == 16]
     apart = [abs(number(r) - solved) for r in tried]
     assert [r.sweeps for r in tried] == [1, 2, 8]
     assert apart[0] > apart[1] > apart[2]
@@ -128,12 +131,23 @@ def test_documents_of_every_kind(tmp_path: Path, suffix: str) -> None:
     assert list(read_documents([tmp_path])) == ["one", "zwölf", "all of\nit"]
 
 
+def test_documents_of_prepared_shards(tmp_path: Path) -> None:
+    texts = [f"document {'x' * i}" for i in range(9)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": one}) for one in texts))
+    for _ in prepare(PrepareConfig(test=(str(tmp_path / "a.jsonl"),), out=tmp_path / "shards")):
+        pass
+    found = [bytes(one.tolist()).decode() for one in read_documents([tmp_path / "shards"])]  # type: ignore[union-attr]
+    assert sorted(filter(None, found)) == sorted(texts)
+    with pytest.raises(ValueError, match="split: expected one that"):
+        list(read_documents([tmp_path / "shards"], split="valid"))
+
+
 def test_broken_text_is_one_line(tmp_path: Path) -> None:
     broken = {
         "a.txt": (b"", "a.txt: expected text, got an empty file"),
         "b.txt": (b"caf\xe9", "b.txt: expected UTF-8"),
-        "c.jsonl": (b'{"text": "x"}\n{"text": ', "c.jsonl:2: expected JSON"),
-        "d.jsonl": (b'{"body": "x"}', "d.jsonl:1: text: expected a string, got None"),
+        "c.jsonl": (b'{"text": "x"}\n{"text": ', "c.jsonl:2: expected one JSON object a line"),
+        "d.jsonl": (b'{"body": "x"}', "d.jsonl:1: no field 'text'"),
         "e.txt.xz": (lzma.compress(b"words " * 400)[:-40], "e.txt.xz: expected a whole .xz file"),
         "f.txt.gz": (gzip.compress(b"words " * 400)[:-9], "f.txt.gz: expected a whole .gz file"),
         "g.docx": (b"x", "g.docx: expected a file ending in .jsonl"),

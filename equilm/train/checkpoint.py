@@ -69,9 +69,7 @@ def save_checkpoint(
     try:
         save_model(model, folder, extra=extra)
     except OSError as error:
-        raise CheckpointError(
-            f"{folder}: could not be written ({error}); {_last_good(run)}"
-        ) from None
+        raise sharded.could_not_be_written(folder, error) from None
     return folder
 
 
@@ -159,8 +157,3 @@ def step_of(folder: Path) -> int | None:
 def newest_checkpoint(run: Path) -> Path | None:
     """Return the newest whole checkpoint of a run."""
     return next(reversed(complete_checkpoints(run)), None)
-
-
-def _last_good(run: Path) -> str:
-    newest = newest_checkpoint(run)
-    return f"the last good one is {newest}" if newest else "there is no earlier one"

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from equilm.train.schedule import RateSchedule
 
@@ -61,9 +60,5 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale all gradients in place to a norm of at most `max_norm`; return the norm before.
-
-    The norm is that of the whole gradient where the parameters are spread over ranks, too.
-    """
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm, foreach=True)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    """Scale all gradients in place to a norm of at most `max_norm`; return the norm before."""
+    return nn.utils.clip_grad_norm_(model.parameters(), max_norm, foreach=True)

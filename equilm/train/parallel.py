@@ -16,9 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from equilm.nn.model import LanguageModel
 from equilm.train.recipe import use_device
@@ -114,6 +111,9 @@ def spread(model: LanguageModel, ranks: Ranks, over: Over) -> None:
     """
     if ranks.size == 1 or over == "off":
         return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     shape, names = (ranks.size,), ("shard",)
     if over == "node":
         if ranks.size % ranks.per_node:
@@ -131,15 +131,32 @@ def spread(model: LanguageModel, ranks: Ranks, over: Over) -> None:
 
 def is_spread(model: nn.Module) -> bool:
     """Return whether `spread` has spread its parameters."""
+    if not dist.is_initialized():
+        return False  # without a second spent on importing what tells
+    from torch.distributed.fsdp import FSDPModule
+
     return isinstance(model, FSDPModule)
 
 
 def laid_like(whole: Tensor, like: Tensor) -> Tensor:
     """Return a whole tensor, the same on every rank, where and as `like` lies."""
-    if isinstance(like, DTensor):
-        whole = whole.to(like.device)
-        return distribute_tensor(whole, like.device_mesh, like.placements)
-    return whole.to(like.device)
+    whole = whole.to(like.device)
+    if dist.is_initialized():
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if isinstance(like, DTensor):
+            return distribute_tensor(whole, like.device_mesh, like.placements)
+    return whole
+
+
+def gathered(part: Tensor) -> Tensor:
+    """Return a tensor whole that may be spread; all ranks call it."""
+    if dist.is_initialized():
+        from torch.distributed.tensor import DTensor
+
+        if isinstance(part, DTensor):
+            return part.full_tensor()
+    return part
 
 
 def loss_factor(model: nn.Module, ranks: Ranks) -> int:
@@ -149,14 +166,17 @@ def loss_factor(model: nn.Module, ranks: Ranks) -> int:
 
 def expect_more(model: nn.Module, more: bool) -> None:
     """Tell a spread model whether more pieces of this step follow; the last one reduces."""
-    if isinstance(model, FSDPModule):
+    if is_spread(model):
+        from torch.distributed.fsdp import FSDPModule
+
+        assert isinstance(model, FSDPModule)
         model.set_requires_gradient_sync(not more)
         model.set_reshard_after_backward(not more)
 
 
 def reduce_gradients(model: nn.Module, ranks: Ranks) -> None:
     """Sum the gradients of copies over all ranks, in place; a spread model has done so itself."""
-    if ranks.size == 1 or isinstance(model, FSDPModule):
+    if ranks.size == 1 or is_spread(model):
         return
     gradients = [leaf.grad for leaf in model.parameters() if leaf.grad is not None]
     for bucket in _buckets(gradients):

@@ -17,14 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from equilm.config import encode
 from equilm.nn import shards
 from equilm.nn.atomic import put_in_place, write_file
-from equilm.nn.folder import CONFIG, VERSION, CheckpointError
+from equilm.nn.folder import CONFIG, VERSION, CheckpointError, complete_checkpoints
 from equilm.nn.model import LanguageModel, ModelConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -63,6 +60,9 @@ class Saver:
         Raises:
             CheckpointError: If the one before could not be written.
         """
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save
+
         self.finish()
         self._folder, self._files = folder, _described(model.config, extra)
         unfinished = _unfinished(folder)
@@ -80,7 +80,8 @@ class Saver:
         """Give the last checkpoint its name, if it has none yet.
 
         Args:
-            wait: Whether to wait until it is written.
+            wait: Whether to wait until it is written; all ranks do so together. Without it a
+                failure is left for the next time that they wait, so that all end with it.
 
         Returns:
             Its folder, on the rank that gave it its name just now.
@@ -88,7 +89,9 @@ class Saver:
         Raises:
             CheckpointError: If it could not be written.
         """
-        if self._writing is None or not (wait or self._writing.done()):
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        if self._writing is None or not (wait or self._is_ready(self._writing)):
             return None
         writing, self._writing = self._writing, None
         try:
@@ -100,9 +103,19 @@ class Saver:
                 write_file(unfinished / name, data)
             put_in_place(unfinished, self._folder)
         except (CheckpointException, OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise CheckpointError(f"{self._folder}: could not be written ({reason})") from None
+            raise could_not_be_written(self._folder, error) from None
         return self._folder
+
+    def _is_ready(self, writing: Future[Any]) -> bool:
+        return self.is_first and writing.done() and writing.exception() is None
+
+
+def could_not_be_written(folder: Path, error: BaseException) -> CheckpointError:
+    """Return what to tell of a checkpoint that failed: why, and which is the last good one."""
+    good = complete_checkpoints(folder.parents[1])
+    rest = f"the last good one is {good[-1]}" if good else "there is no earlier one"
+    reason = str(error).strip().splitlines()[-1]
+    return CheckpointError(f"{folder}: could not be written ({reason}); {rest}")
 
 
 def delete_unfinished(run: Path) -> None:

@@ -172,7 +172,7 @@ class Trainer:
         optim, step = self.recipe.optim, self.position.step
         rate = optim.rate * optim.schedule.at(step, self.recipe.steps)
         set_rate(self.optimizer, rate)
-        grad_norm = clip_gradients(self.model, optim.clip).item()
+        grad_norm = parallel.gathered(clip_gradients(self.model, optim.clip)).item()
         if math.isfinite(grad_norm):
             self.optimizer.step()
         return rate, grad_norm

@@ -3,6 +3,7 @@
 Workers come from a fork server that has imported everything once. A worker's trouble is the test's.
 """
 
+import errno
 import multiprocessing
 import os
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from equilm.train import parallel
 from equilm.train.recipe import Recipe
@@ -37,6 +39,20 @@ def train(size: int, recipe: Recipe, folder: Path, *, until: int | None = None) 
         until: The step after which to stop, as a kill would; the end if left out.
     """
     run_on(size, _train, recipe, folder, until)
+
+
+def train_until_full(size: int, recipe: Recipe, folder: Path, *, step: int) -> list[str]:
+    """Train while the last rank's disk takes nothing any more from a checkpoint at `step` on.
+
+    Returns:
+        The last line of each rank's trouble.
+    """
+    try:
+        run_on(size, _train_until_full, recipe, folder, step)
+    except AssertionError as error:
+        lines = str(error).splitlines()
+        return [line for line in lines if "Error: " in line]
+    return []
 
 
 def run_on(size: int, work: Callable[..., None], *args: Any) -> None:
@@ -67,6 +83,19 @@ def _train(recipe: Recipe, folder: Path, until: int | None) -> None:
             # What was begun to be written is; a kill would find it so at a later step.
             trainer.publish(wait=True)
             break
+
+
+def _train_until_full(recipe: Recipe, folder: Path, step: int) -> None:
+    trainer = Trainer(recipe, folder, resume=True)
+    write = HuggingFaceStorageWriter.write_data
+
+    def write_data(writer: Any, *args: Any) -> Any:
+        if trainer.ranks.rank == trainer.ranks.size - 1 and trainer.position.step >= step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(writer, *args)
+
+    setattr(HuggingFaceStorageWriter, "write_data", write_data)  # noqa: B010
+    list(trainer.run())
 
 
 def _work(

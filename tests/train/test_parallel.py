@@ -1,6 +1,7 @@
 """Several processes train what one does, and a run moves between any numbers of them."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from equilm.tasks import TextConfig
 from equilm.train.schedule import FixedLengths
 from equilm.train.trainer import Trainer
 from tests.data.corpus import prepared, texts
-from tests.train.ranks import RECIPE, train
+from tests.train.ranks import RECIPE, train, train_until_full
 from tests.train.tiny import curve, finish
 
 pytestmark = pytest.mark.multi
@@ -69,13 +70,14 @@ def test_copies_give_the_same_curve_in_pieces_too(shard: str, alone: Path, tmp_p
 
 
 def test_a_run_of_two_goes_on_with_one_and_with_four(pair: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(2, RECIPE, run, until=3)
+    # Two nodes of one, then of two.
+    recipe, run = replace(RECIPE, shard="node"), tmp_path / "run"
+    train(2, recipe, run, until=3)
     assert [step.name for step in complete_checkpoints(run)] == ["step-00000003"]
-    for report in Trainer(RECIPE, run, resume=True).run():
+    for report in Trainer(recipe, run, resume=True).run():
         if report.step == 6:
             break
-    train(4, RECIPE, run)
+    train(4, recipe, run)
     assert losses(run) == pytest.approx(losses(pair), rel=1e-5)
     torch.testing.assert_close(weights(run), weights(pair), rtol=1e-4, atol=1e-5)
 
@@ -146,6 +148,22 @@ def test_ranks_need_equally_many_rows(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="batch_size: expected a multiple of the 2 processes"):
         train(2, replace(RECIPE, batch_size=3), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_full_on_one_rank_ends_all_and_leaves_the_last_good_checkpoint(
+    pair: Path, tmp_path: Path
+) -> None:
+    troubles = train_until_full(2, RECIPE, tmp_path, step=6)
+    told = (
+        r"CheckpointError: .*-00000006: could not be written \(.*No space left on device.*\); "
+        r"the last good one is .*-00000003$"
+    )
+    assert len(troubles) == 2
+    assert all(re.search(told, trouble) for trouble in troubles), troubles
+    assert [step.name for step in complete_checkpoints(tmp_path)] == ["step-00000003"]
+    train(2, RECIPE, tmp_path)
+    assert curve(tmp_path) == curve(pair)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == RECIPE.keep_checkpoints
 
 
 @pytest.mark.gpu

@@ -28,6 +28,8 @@ class Mamba2Config:
             gated norm.
         conv_width: W, taps of the convolution.
         norm_eps: Added to the mean square in the gated norm, > 0.
+        eigenvalues: Where a token's decay lies: "positive" [0, 1], as published, or "signed"
+            [−1, 1] (Grazzi et al. 2024, arXiv 2411.12537), with which a state can change its sign.
     """
 
     kind: Literal["mamba2"] = "mamba2"
@@ -37,6 +39,7 @@ class Mamba2Config:
     groups: int = 1
     conv_width: int = 4
     norm_eps: float = 1e-5
+    eigenvalues: Literal["positive", "signed"] = "positive"
 
     def __post_init__(self) -> None:
         for name in ("expand", "head_width", "state_size", "groups", "conv_width"):
@@ -133,6 +136,7 @@ class Mamba2(Mixer):
             scan_BHPN,
             groups=self.config.groups,
             eps=self.norm.eps,
+            signed=self.config.eigenvalues == "signed",
             valid_B=valid_B,
             starts_BT=starts_BT,
             dtype=compute_dtype(proj_BTE),
@@ -153,6 +157,7 @@ class Mamba2(Mixer):
         """See `Mixer`; on a GPU, while nothing is recorded or dropped."""
         if (
             state is None
+            or self.config.eigenvalues == "signed"
             or not isinstance(norm, RMSNorm)
             or not r_BTD.is_cuda
             or r_BTD.dtype != torch.float32

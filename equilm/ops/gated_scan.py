@@ -18,6 +18,7 @@ from torch import Tensor
 from equilm.ops.conv import MAX_TAPS, conv_silu
 from equilm.ops.norm import gated_rms_norm
 from equilm.ops.scan import ssd
+from equilm.ops.signed_scan import ssd_signed
 
 MAX_HEAD_WIDTH = 64  # of the Triton kernels
 
@@ -42,6 +43,7 @@ def gated_scan(
     *,
     groups: int,
     eps: float = 1e-5,
+    signed: bool = False,
     valid_B: Tensor | None = None,
     starts_BT: Tensor | None = None,
     dtype: torch.dtype | None = None,
@@ -57,6 +59,7 @@ def gated_scan(
         scan_BHPN: (B, H, P, N) state before, I = H · P; `None` means zeros.
         groups: G, sets of input and output directions, and parts of the norm.
         eps: Added to the mean square.
+        signed: Whether decays lie in [−1, 1] (`signed_scan.py`) instead of [0, 1].
         valid_B: (B,) how many tokens of each row count for the states returned; `None` means T.
         starts_BT: (B, T) bool: tokens that begin anew, with a window and a state of zeros; the
             fused kernel does not know it yet, and its twin runs on a GPU too.
@@ -68,7 +71,7 @@ def gated_scan(
 
     Source: Dao and Gu 2024, arXiv 2405.21060; injection as in arXiv 2502.07827.
     """
-    if starts_BT is None and _fits_kernels(proj_BTE, weights):
+    if not signed and starts_BT is None and _fits_kernels(proj_BTE, weights):
         from equilm.ops.gated_scan_triton import GatedScan
 
         return GatedScan.apply(
@@ -105,7 +108,8 @@ def gated_scan(
     if starts_BT is not None and valid_B is not None:
         # What is padding must not empty the state.
         starts_BT = starts_BT & _within(dt_BTH, valid_B)
-    y_BTHP, scan_BHPN = ssd(
+    scan = ssd_signed if signed else ssd
+    y_BTHP, scan_BHPN = scan(
         x_BTI.unflatten(-1, (heads, -1)),
         dt_BTH,
         a_H,

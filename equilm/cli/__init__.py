@@ -12,6 +12,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from equilm.cli.data import DATA_COMMANDS, prepare
 from equilm.cli.decoding import generate, traffic
+from equilm.cli.figures import reproduce
 from equilm.cli.models import check, convert
 from equilm.cli.runs import evaluate, report, train
 from equilm.cli.serving import serve
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "bench": bench,
     "traffic": traffic,
+    "reproduce": reproduce,
     "plan": plan,
     # A second word follows, which `main` looks up in a table of its own.
     "data": prepare,

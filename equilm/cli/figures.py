@@ -1,0 +1,44 @@
+"""Commands about the paper's figures: reproduce."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
+
+from equilm.cli.terminal import argument, console, say
+
+
+def reproduce(
+    name: Positional[
+        Literal["fig1", "fig2", "fig3", "fig7", "fig13", "length", "regular", "adaptive"]
+    ],
+    /,
+    *,
+    quick: bool = False,
+    out: Annotated[Path, argument("FOLDER")] = Path("runs/reproduce"),
+    data: Annotated[Path | None, argument("FOLDER")] = None,
+) -> None:
+    """Make one figure from recipe to plot; what an earlier call trained or measured is used.
+
+    Args:
+        name: fig1: layers needed against length. fig2: both modes end at one point. fig3: hard
+            tokens and sweeps in training. fig7: the Jacobian of the state map. fig13: CatbAbI.
+            length: how far the state is tracked. regular: regular languages. adaptive: work
+            by hardness and by tolerance.
+        quick: Minutes on two CPU cores: smaller tasks and models, one seed; not the figure itself.
+        out: Where runs and figures go, below "quick" or "full".
+        data: A folder of bAbI v1.2 with qa1_train.txt and so on; fig13 needs it.
+    """
+    from equilm.reproduce import FIGURES
+    from equilm.reproduce.figures import Settings
+    from equilm.reproduce.plan import reproduce as make
+    from equilm.train.progress import show
+    from equilm.train.trainer import Trainer
+
+    def watch(trainer: Trainer, run: str) -> None:
+        show(trainer.run(), name=run, num_steps=trainer.recipe.steps, console=console)
+
+    figure = FIGURES[name](Settings(quick=quick, data=data))
+    written = make(figure, out / ("quick" if quick else "full"), watch=watch, say=say)
+    for path in written:
+        say(str(path))

@@ -1,0 +1,19 @@
+"""The paper's figures, each from recipe to plot. Read `plan.py`, then `figures.py`."""
+
+from collections.abc import Callable
+
+from equilm.reproduce import figures, languages
+from equilm.reproduce.plan import Figure
+
+__all__ = ["FIGURES"]
+
+FIGURES: dict[str, Callable[[figures.Settings], Figure]] = {
+    "fig1": figures.fig1,
+    "fig2": figures.fig2,
+    "fig3": figures.fig3,
+    "fig7": figures.fig7,
+    "fig13": languages.fig13,
+    "length": figures.length,
+    "regular": languages.regular,
+    "adaptive": figures.adaptive,
+}

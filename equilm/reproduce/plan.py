@@ -1,0 +1,159 @@
+"""A figure as runs to train, what to measure on each, and what to draw.
+
+Only what is missing is done:
+
+    out/runs/seed-0/GROUP/RUN/      a run of the trainer, and `NAME.jsonl` measured on it
+    out/NAME/                       the drawings, `tables.md`, and `records.jsonl` behind them
+
+Runs are shared by figures, so a name stands for one recipe. Read `figures.py` next.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from equilm import config, record
+from equilm.hf.convert import load
+from equilm.nn.model import LanguageModel
+from equilm.record import Record
+from equilm.report.plot import Plot
+from equilm.report.tables import Table
+from equilm.tasks import build_task
+from equilm.train.checkpoint import newest_checkpoint, step_of
+from equilm.train.recipe import Recipe, use_device
+from equilm.train.trainer import Trainer
+
+
+class Measurement(Protocol):
+    """What is measured on a trained model: a frozen dataclass, so that it tells what it did."""
+
+    @property
+    def records(self) -> Callable[..., Iterable[Record]]:
+        """(model, task) → Records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A model to train, once a seed.
+
+    Args:
+        name: Of the model in tables and drawings.
+        group: A folder that runs of one name are told apart by, such as "length-8".
+        recipe: Its seed is not used.
+        measures: What the figure needs of it.
+        about: Fields of every Record, such as {"row": 4} for four layers.
+    """
+
+    name: str
+    group: str = "main"
+    recipe: Recipe
+    measures: tuple[Measurement, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What `equilm reproduce NAME` makes.
+
+    Args:
+        name: Of the figure.
+        runs: All of them.
+        seeds: Of each run.
+        draw: Drawings, each None where its Records are missing.
+        tables: The same in words.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    seeds: tuple[int, ...]
+    draw: tuple[Callable[[list[Record]], Plot | None], ...]
+    tables: tuple[Callable[[list[Record]], Table | None], ...] = ()
+
+
+# (trainer, what it trains) → trained
+Watch = Callable[[Trainer, str], None]
+
+
+def reproduce(figure: Figure, out: Path, *, watch: Watch, say: Callable[[str], None]) -> list[Path]:
+    """Train and measure what is missing, and draw.
+
+    Args:
+        figure: What to make.
+        out: The folder; what an earlier call left there is used.
+        watch: Runs a trainer to its end.
+        say: Told what is done.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: If a run there was begun with another recipe.
+    """
+    records = []
+    for done, (run, seed) in enumerate((run, seed) for seed in figure.seeds for run in figure.runs):
+        folder = out / "runs" / f"seed-{seed}" / run.group / run.name
+        say(f"{figure.name} {done + 1}/{len(figure.seeds) * len(figure.runs)}: {folder}")
+        _train(replace(run.recipe, seed=seed), folder, watch)
+        records += _measured(run, seed, folder, figure.name)
+    return _write(figure, out / figure.name, records)
+
+
+def _train(recipe: Recipe, folder: Path, watch: Watch) -> None:
+    newest, path = newest_checkpoint(folder), folder / "recipe.json"
+    finished = newest is not None and step_of(newest) == recipe.steps
+    if not finished or config.load(Recipe, path) != recipe:
+        watch(Trainer(recipe, folder, resume=True), folder.name)
+
+
+def _measured(run: Run, seed: int, folder: Path, name: str) -> list[Record]:
+    """The Records of a run for a figure: those of an earlier call that measured the same."""
+    path, told = folder / f"{name}.jsonl", folder / f"{name}.json"
+    measures = [{type(one).__name__: config.encode(one)} for one in run.measures]
+    plan = json.dumps({"measures": measures, "about": dict(run.about)}, indent=2)
+    if path.exists() and told.exists() and told.read_text(encoding="utf-8") == plan:
+        return record.read(path)
+    records = list(_measure(run, seed, folder))
+    told.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    record.append(path, records)
+    # Last, so that an interrupted call measures again.
+    told.write_text(plan, encoding="utf-8")
+    return records
+
+
+def _measure(run: Run, seed: int, folder: Path) -> Iterator[Record]:
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None
+    device = use_device(run.recipe.device, threads=run.recipe.threads)
+    model: LanguageModel = load(checkpoint, device=device)
+    task = build_task(run.recipe.task)
+    about = {
+        "model": run.name,
+        "seed": seed,
+        "step": step_of(checkpoint),
+        **record.environment(device.type),
+        **run.about,
+    }
+    for measure in run.measures:
+        for one in measure.records(model, task):
+            yield replace(one, **about)
+
+
+def _write(figure: Figure, folder: Path, records: list[Record]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "records.jsonl"]
+    written[0].unlink(missing_ok=True)
+    record.append(written[0], records)
+    for draw in figure.draw:
+        plot = draw(records)
+        for suffix in (".png", ".svg") if plot is not None else ():
+            written.append(folder / f"{plot.name}{suffix}")  # type: ignore[union-attr]
+            plot.save(written[-1])  # type: ignore[union-attr]
+    tables = [table for make in figure.tables if (table := make(records)) is not None]
+    if tables:
+        written.append(folder / "tables.md")
+        text = "\n".join(f"{table.title}\n\n{table.markdown()}" for table in tables)
+        written[-1].write_text(text, encoding="utf-8")
+    return written

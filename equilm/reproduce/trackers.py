@@ -1,0 +1,130 @@
+"""Recipes of the figures, as functions of what changes between their runs.
+
+The small ones (`quick`) are the demo's: minutes on two CPU cores. Read `figures.py` next.
+"""
+
+from dataclasses import replace
+
+from equilm.nn.attention import AttentionConfig
+from equilm.nn.equilibrium import EquilibriumConfig
+from equilm.nn.lstm import LSTMConfig
+from equilm.nn.mamba2 import Mamba2Config
+from equilm.nn.mixers import MixerConfig
+from equilm.nn.model import ModelConfig
+from equilm.solve import Picard, Solve
+from equilm.tasks import TaskConfig, WordProblemConfig
+from equilm.train.optim import OptimConfig
+from equilm.train.recipe import Recipe
+from equilm.train.schedule import (
+    AdaptiveLengths,
+    Curriculum,
+    FixedLengths,
+    Phase,
+    RateSchedule,
+)
+
+MAMBA2_QUICK = Mamba2Config(head_width=32, state_size=16)
+MAMBA2_FULL = Mamba2Config(head_width=64, state_size=64)
+LENGTHS_QUICK = (2, 3, 4, 6, 8, 11, 15, 20)
+LENGTHS_FULL = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# Measured on S3 and S5: unrolled while sequences are short, then solved in windows.
+PHASES = (
+    Phase(max_steps=0, phantom_steps=6),
+    Phase(length=6, window=8, max_steps=16, steps_per_token=1.5, phantom_steps=4),
+)
+SOLVED = EquilibriumConfig(solve=Solve(tolerance=0.01, solver=Picard(damping=0.8)))
+
+
+def recipe(
+    task: TaskConfig,
+    *,
+    quick: bool,
+    layers: int = 1,
+    mixer: MixerConfig | None = None,
+    implicit: bool = False,
+    curriculum: Curriculum | None = None,
+    phases: tuple[Phase, ...] = PHASES,
+    steps: int | None = None,
+) -> Recipe:
+    """Return a training run of a tracker.
+
+    Args:
+        task: What to learn.
+        quick: Whether it is to take a minute of two CPU cores, or minutes of a GPU.
+        layers: Of the stack.
+        mixer: Mamba2 if left out.
+        implicit: Whether the stack is iterated to its fixed point.
+        curriculum: The lengths; if left out by accuracy where implicit, else by share of the run,
+            since an explicit model may never reach the mark.
+        phases: Depth of the solve.
+        steps: Of the optimizer; 320 or 3,600 if left out.
+    """
+    mixer, width = mixer or (MAMBA2_QUICK if quick else MAMBA2_FULL), 64 if quick else 384
+    model = ModelConfig(
+        width=width,
+        num_layers=layers,
+        mixer=mixer,
+        # As in Llama; Mamba2 and LSTM have their own.
+        mlp_hidden=8 * width // 3 if isinstance(mixer, AttentionConfig) else None,
+        weight_norm=implicit,
+        equilibrium=SOLVED if implicit else None,
+    )
+    return Recipe(
+        model=model,
+        task=task,
+        steps=steps or (320 if quick else 3600),
+        batch_size=64 if quick else 1024,
+        curriculum=curriculum or growing(quick=quick, by_accuracy=implicit),
+        phases=phases,
+        optim=OptimConfig(
+            rate=3e-3 if quick else 1e-3,
+            clip=1.0,
+            weight_decay=0.0,
+            schedule=RateSchedule(shape="linear" if quick else "stable", warmup=0.03, cooldown=0.3),
+        ),
+        precision="float32",
+        threads=1 if quick else None,
+        log_every=5 if quick else 10,
+        checkpoint_every=100,
+    )
+
+
+def growing(*, quick: bool, by_accuracy: bool) -> Curriculum:
+    """Return the lengths that a run grows through."""
+    lengths = LENGTHS_QUICK if quick else LENGTHS_FULL
+    if by_accuracy:
+        return AdaptiveLengths(lengths=lengths, accuracy=0.98, min_steps=20)
+    shares = tuple(0.6 * index / (len(lengths) - 1) for index in range(len(lengths)))
+    return FixedLengths(lengths=lengths, shares=shares)
+
+
+def up_to(length: int, *, quick: bool) -> Curriculum:
+    """Return the lengths that grow to `length` over the first 60% of a run."""
+    lengths = (*(one for one in LENGTHS_FULL if one < length), length)
+    shares = tuple(0.6 * index / len(lengths) for index in range(len(lengths)))
+    return FixedLengths(lengths=lengths, shares=shares)
+
+
+def group(*, quick: bool) -> WordProblemConfig:
+    """Return the word problem of a figure: S3 on a CPU, S5 on a GPU."""
+    return WordProblemConfig(group="S3" if quick else "S5")
+
+
+def rivals(*, quick: bool) -> dict[str, tuple[int, MixerConfig]]:
+    """Return the explicit models beside the implicit one: layers and mixer by name."""
+    mamba2 = MAMBA2_QUICK if quick else MAMBA2_FULL
+    heads = 4 if quick else 6
+    deepest = 4 if quick else 16
+    return {
+        "mamba2-1": (1, mamba2),
+        "mamba2-4": (4, mamba2),
+        **({f"mamba2-{deepest}": (deepest, mamba2)} if deepest > 4 else {}),
+        "llama": (4, AttentionConfig(heads=heads)),
+        "lstm": (1, LSTMConfig()),
+    }
+
+
+def in_bounds(base: Recipe, *, sweeps: int, phantom: int) -> Recipe:
+    """Return a run that solves all tokens at once with a fixed number of sweeps from its start."""
+    phases = (Phase(max_steps=sweeps, phantom_steps=phantom),)
+    return replace(base, phases=phases)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from equilm.nn.model import LanguageModel
+from equilm.train.meeting import agree
 from equilm.train.recipe import use_device
 
 Over = Literal["all", "node", "off"]
@@ -86,7 +87,7 @@ def join(device: str, *, threads: int | None = None) -> Ranks:
     if not dist.is_initialized():
         # Checkpoints are written beside the training, which takes a backend for the CPU as well.
         backend = "cpu:gloo,cuda:nccl" if used.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_store(rank), rank=rank, world_size=size)
+        dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", str(size)))
     return Ranks(device=used, rank=rank, size=size, per_node=per_node)
 
@@ -198,12 +199,12 @@ def _buckets(gradients: Iterable[Tensor]) -> Iterable[list[Tensor]]:
         yield bucket
 
 
-def _store(rank: int) -> PrefixStore:
-    # One of this attempt alone: what a dead one left there makes the next one's gloo fail.
+def _store(rank: int, size: int) -> PrefixStore:
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=rank == 0 and not agent,
     )
-    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # What a dead attempt left in the store would make this one's gloo fail.
+    return PrefixStore(agree(store, rank, size), store)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from equilm import record
-from equilm.decode.text import Tokenizer, tokenizer_of
+from equilm.decode.text import Ids, Tokenizer, tokenizer_of
 from equilm.hf.convert import load
 from equilm.measure.documents import count_bytes, cut, name_of, read_documents
 from equilm.measure.evaluate import EvaluationConfig
@@ -52,6 +52,8 @@ def evaluate_folder(
     if language.text:
         length = max(settings.lengths) + 1
         documents = list(read_documents(language.text, split=settings.split))
+        if any(isinstance(one, str) for one in documents):
+            _check_tokenizer(words, folder, language)
         tokens_BT = cut(
             documents, words, length=length, rows=settings.batch_size, seed=settings.seed
         )
@@ -64,6 +66,7 @@ def evaluate_folder(
         )
         records += _about(measured, {"task": name_of(language.text), **about})
     if language.harness:
+        _check_tokenizer(words, folder, language)
         records += _about(_zero_shot(model, words, settings, language), about)
     record.append(home / "records.jsonl", records)
     return records
@@ -89,6 +92,13 @@ def _zero_shot(
     )
     tasks = [name.strip() for name in language.harness.split(",") if name.strip()]
     yield from run_tasks(adapter, tasks, include=language.include, limit=language.limit)
+
+
+def _check_tokenizer(words: Tokenizer, folder: Path, language: LanguageConfig) -> None:
+    if isinstance(words, Ids) and not language.tokenizer:
+        raise ValueError(
+            f'tokenizer: expected a folder or "bytes", for {folder} has none of its own'
+        )
 
 
 def _home(path: Path) -> Path:

@@ -62,5 +62,9 @@ class Gated(Mixer):
     def _entered(self, z_BTD: Tensor, inject_BTE: Tensor | None) -> tuple[Tensor, Tensor]:
         assert inject_BTE is not None, "the stream begins with what is injected"
         u_BTE, x_BTD = inject_BTE.split([self.stack.inject_width, self.width], dim=-1)
+        device = u_BTE.device.type
+        if torch.is_autocast_enabled(device):
+            # The type that a projection gave it, before it stood beside x.
+            u_BTE = u_BTE.to(torch.get_autocast_dtype(device))
         # Kernels want rows that lie together.
         return torch.addcmul(x_BTD, self.gate, z_BTD), u_BTE.contiguous()

@@ -24,8 +24,8 @@ ERROR = "_stderr"  # ends the name of the standard error of such a measure
 _BY_LENGTH = {
     "perplexity": ("Perplexity, by length", "{:,.2f}"),
     "bits_per_byte": ("Bits a byte, by length", "{:.3f}"),
-    "same_argmax": ("Tokens after which a mode and the first one guess alike", "{:.2%}"),
-    "perplexity_difference": ("Perplexity of a mode less that of the first", "{:+.4f}"),
+    "same_argmax": ("Guesses that equal the first mode's", "{:.2%}"),
+    "perplexity_difference": ("Perplexity less the first mode's", "{:+.4f}"),
 }
 _NOTE = "A column is the mean over all tokens of the first so many of the same rows of text."
 
@@ -106,7 +106,7 @@ def _by_sweeps(records: Sequence[Record]) -> Table | None:
         cells = (f"{points[n]:,.2f}" if n in points else MISSING for n in counts)
         rows.append((select.label(line, lines), *cells))
     header = ("model", *(f"{count:,}" for count in counts))
-    return Table("Perplexity after so many evaluations a token", header, tuple(rows))
+    return Table("Perplexity by evaluations a token", header, tuple(rows))
 
 
 def _harness(records: Sequence[Record]) -> Table | None:

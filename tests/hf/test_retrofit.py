@@ -49,6 +49,16 @@ def test_the_first_output_is_the_explicit_one(config: ModelConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [MAMBA2, LLAMA])
+@torch.no_grad()
+def test_in_half_precision_too(config: ModelConfig) -> None:
+    explicit, _, implicit, tokens_BT = some(config)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(implicit(tokens_BT)[0], explicit(tokens_BT)[0])
+    explicit, implicit = explicit.bfloat16(), implicit.bfloat16()
+    assert torch.equal(implicit(tokens_BT)[0], explicit(tokens_BT)[0])
+
+
+@pytest.mark.parametrize("config", [MAMBA2, LLAMA])
 def test_it_generates_as_the_explicit_one(config: ModelConfig) -> None:
     explicit, _, implicit, _ = some(config)
     greedy = Sampling(temperature=0.0)

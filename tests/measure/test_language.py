@@ -4,12 +4,14 @@ import gzip
 import json
 import lzma
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from equilm import record
+from equilm.cli import main
 from equilm.data import PrepareConfig, prepare
 from equilm.decode.text import Bytes, Ids
 from equilm.measure.documents import count_bytes, cut, read_documents
@@ -111,8 +113,8 @@ def test_tables_and_figures(records: list[Record]) -> None:
     tables = {table.title: table for table in language_tables(records)}
     assert tables["Perplexity, by length"].header == ("model", "16", "40")
     assert len(tables["Perplexity, by length"].rows) == 3
-    assert len(tables["Tokens after which a mode and the first one guess alike"].rows) == 2
-    assert tables["Perplexity after so many evaluations a token"].header[1:] == ("1", "2", "8")
+    assert len(tables["Guesses that equal the first mode's"].rows) == 2
+    assert tables["Perplexity by evaluations a token"].header[1:] == ("1", "2", "8")
     for draw in (perplexity_by_position, perplexity_by_sweeps):
         plot = draw(records)
         assert plot is not None and "simultaneous" in plot.svg()
@@ -187,6 +189,24 @@ def test_a_folder_keeps_its_records(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("letters " * 20)
     with pytest.raises(ValueError, match=r"tokenizer: expected ids below 6.* got 116"):
         evaluate_folder(tmp_path / "tiny", settings, language)
+
+
+def test_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(small(), tmp_path / "tiny")
+    (tmp_path / "a.txt").write_text("\x00\x01\x02\x03\x04\x05" * 20)
+    command = ["equilm", "evaluate", str(tmp_path / "tiny"), "--text", str(tmp_path / "a.txt")]
+    command += ["--lengths", "16", "--windows", "1", "0", "--batch-size", "2"]
+    monkeypatch.setattr(sys, "argv", [*command, "--tokenizer", "bytes"])
+    main()
+    said = capsys.readouterr().out
+    assert "Perplexity, by length" in said and "evaluations a token" in said
+    assert "Guesses that equal the first mode's" in said
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        main()
+    assert 'tokenizer: expected a folder or "bytes"' in capsys.readouterr().err
 
 
 def test_settings_that_do_nothing_are_refused() -> None:

@@ -16,6 +16,7 @@ from equilm.report import plot, select
 from equilm.report.plot import End, Plot
 from equilm.report.select import Floats
 from equilm.report.style import EFFORT, LIGHT, LINES, POSITION, style
+from equilm.report.tables import Table
 
 ENOUGH = 0.9  # of the last ten tokens right: a length is held
 
@@ -241,3 +242,24 @@ def trajectories(records: Iterable[Record]) -> Plot | None:
     caption = "A line is a token, early ones blue and late ones orange; it begins at zero. Circles "
     caption += "are the ends token by token, crosses those of all at once: they are the same."
     return Plot("duality", "Two modes, one fixed point", caption, figure)
+
+
+def duality_table(records: Iterable[Record]) -> Table | None:
+    """Perplexity in both modes, and how far apart they end: a row a seed."""
+    told: dict[int | None, dict[str, str]] = {}
+    for r in records:
+        at = told.setdefault(r.seed, {})
+        if r.name == "perplexity":
+            at["token by token" if r.window == 1 else "all at once"] = f"{r.value:.6f}"
+        if r.name in ("perplexity_difference", "modes_apart"):
+            at[r.name] = f"{r.value:.1e}"
+    header = ("token by token", "all at once", "perplexity_difference", "modes_apart")
+    rows = tuple(
+        (str(seed), *(at[name] for name in header))
+        for seed, at in told.items()
+        if set(header) <= set(at)
+    )
+    if not rows:
+        return None
+    names = ("seed", "token by token", "all at once", "difference", "apart in z, relative")
+    return Table("Perplexity in both modes", names, rows)

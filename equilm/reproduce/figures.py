@@ -118,7 +118,8 @@ def fig1(settings: Settings) -> Figure:
 
 def fig2(settings: Settings) -> Figure:
     """The duality: trajectories in both modes, and both perplexities."""
-    return _of_tracker("fig2", settings, (Trajectories(),), (tracking.trajectories,))
+    made = _of_tracker("fig2", settings, (Trajectories(),), (tracking.trajectories,))
+    return replace(made, tables=(tracking.duality_table,))
 
 
 def fig3(settings: Settings) -> Figure:

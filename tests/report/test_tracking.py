@@ -145,3 +145,16 @@ def test_tables_tell_every_seed() -> None:
     assert found.rows == (("m", "70.0% (90.0%)"),)
     assert questions.language_table([]) is None
     assert questions.questions_table([]) is None
+
+
+def test_the_duality_in_numbers() -> None:
+    values = {"perplexity_difference": 2e-6, "modes_apart": 4e-6}
+    told = [Record(name=name, value=value, unit="1", seed=3) for name, value in values.items()]
+    assert tracking.duality_table(told) is None
+    told += [
+        Record(name="perplexity", value=1.5 + window, unit="1", window=window, seed=3)
+        for window in (1, 64)
+    ]
+    table = tracking.duality_table(told)
+    assert table is not None
+    assert table.rows == (("3", "2.500000", "65.500000", "2.0e-06", "4.0e-06"),)

@@ -202,7 +202,7 @@ def test_the_command_line(
     main()
     said = capsys.readouterr().out
     assert "Perplexity, by length" in said and "evaluations a token" in said
-    assert "Guesses that equal the first mode's" in said
+    assert "tiny, simultaneous" in said and "100.00%" in said
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
         main()

@@ -17,9 +17,6 @@ from equilm import tree
 from equilm.nn.linear import Linear, VariationalDropout
 from equilm.nn.mixer import Mixer, State
 
-# What a kernel takes behind its weights: biases, layers, dropout, training, two directions.
-_PLAIN = (True, 1, 0.0, False, False)
-
 
 class Recurrent(Mixer):
     """A recurrent network of one layer between two projections; parameters named as in PyTorch.
@@ -105,17 +102,20 @@ class Recurrent(Mixer):
 
         Packed rows have at least one token; where none counts, the caller keeps the old state.
         """
+        # Behind its weights a kernel takes biases, layers, dropout, whether there will be a
+        # backward pass (cuDNN calls that training) and whether there are two directions.
+        settings = (True, 1, 0.0, torch.is_grad_enabled(), False)
         hidden: Any = [part_BI[None] for part_BI in before]
         if valid_B is None:
             hidden = hidden if len(hidden) > 1 else hidden[0]
-            y_BTI, *after = self.kernel(u_BTI, hidden, weights, *_PLAIN, True)
+            y_BTI, *after = self.kernel(u_BTI, hidden, weights, *settings, True)
             return y_BTI, after
         counts_B = valid_B.clamp(min=1).cpu()
         packed = pack_padded_sequence(u_BTI, counts_B, batch_first=True, enforce_sorted=False)
         assert packed.sorted_indices is not None and packed.unsorted_indices is not None
         hidden = [part_1BI.index_select(1, packed.sorted_indices) for part_1BI in hidden]
         hidden = hidden if len(hidden) > 1 else hidden[0]
-        y, *after = self.kernel(packed.data, packed.batch_sizes, hidden, weights, *_PLAIN)
+        y, *after = self.kernel(packed.data, packed.batch_sizes, hidden, weights, *settings)
         y_BTI, _ = pad_packed_sequence(
             packed._replace(data=y), batch_first=True, total_length=u_BTI.shape[1]
         )

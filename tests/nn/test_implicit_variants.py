@@ -1,0 +1,29 @@
+"""Every recurrent and state-space mixer has an implicit variant, and it trains."""
+
+import pytest
+import torch
+
+from equilm.solve import Solve
+from equilm.tasks import cross_entropy_sum
+from tests.nn.build import equilibrium_model
+
+KINDS = ["elman", "gru", "lstm", "orthogonal", "qrnn", "lru", "s4", "s4d", "dss", "s5", "s6"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_trains_inside_an_equilibrium(kind: str) -> None:
+    solve = Solve(tolerance=1e-2, max_steps=20)
+    model = equilibrium_model(kind, num_layers=1, mlp_hidden=None, solve=solve).float()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    tokens_BT = torch.randint(11, (8, 6))
+    losses = []
+    for _ in range(30):
+        loss, count = cross_entropy_sum(model(tokens_BT)[0], tokens_BT)
+        optimizer.zero_grad()
+        (loss / count).backward()
+        optimizer.step()
+        losses.append((loss / count).item())
+    assert losses[-1] < 0.5 * losses[0]
+    for name, value in model.named_parameters():
+        assert not torch.equal(value, before[name]), f"{name} has no gradient"

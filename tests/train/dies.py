@@ -6,7 +6,7 @@ import signal
 from equilm.cli import main
 from equilm.train.trainer import Trainer
 
-STEP = 5
+STEP = 7
 descend = Trainer._descend
 
 

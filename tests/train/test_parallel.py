@@ -106,7 +106,8 @@ def test_killed_in_a_step_and_restarted_two_give_the_unbroken_curve(
         timeout=110,
     )
     assert done.returncode == 0, done.stderr
-    assert "steps 3 to 10" in done.stdout  # the second time
+    # The second time; whether the checkpoint of step 6 was written by then is for the disk to say.
+    assert re.search("steps [36] to 10", done.stdout), done.stdout
     assert curve(tmp_path / "run") == curve(pair)
     assert weights(tmp_path / "run").equal(weights(pair))
 

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -196,11 +197,7 @@ def _workers(count: int) -> Iterator[Callable[[Piece, Plan], Callable[[], Any]]]
     if context.get_start_method() == "forkserver":
         # Imported once, and not by every process again.
         context.set_forkserver_preload(["equilm.data.pieces"])
-    # An interrupt is for the reader to act upon; pieces that are begun are finished.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(
-        count, mp_context=context, initializer=signal.signal, initargs=ignore
-    )
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker)
 
     def wait(future: Future[list[Shard]]) -> tuple[list[Shard], bool]:
         return future.result(), False
@@ -217,6 +214,20 @@ def _workers(count: int) -> Iterator[Callable[[Piece, Plan], Callable[[], Any]]]
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    # An interrupt is for the reader to act upon; pieces that are begun are finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_reader, daemon=True).start()
+
+
+def _end_with_reader() -> None:
+    """Wait for a reader that is killed, after which nobody would end this process."""
+    reader = multiprocessing.parent_process()
+    assert reader is not None
+    reader.join()
+    os._exit(1)
 
 
 def _progress(

@@ -43,14 +43,14 @@ class Run:
         group: A folder that runs of one name are told apart by, such as "length-8".
         recipe: Its seed is not used.
         measures: What the figure needs of it.
-        about: Fields of every Record, such as {"row": 4} for four layers.
+        about: Fields of the Records that leave them open, such as {"row": 4} for four layers.
     """
 
     name: str
     group: str = "main"
     recipe: Recipe
     measures: tuple[Measurement, ...]
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +129,17 @@ def _measure(run: Run, seed: int, folder: Path) -> Iterator[Record]:
     device = use_device(run.recipe.device, threads=run.recipe.threads)
     model: LanguageModel = load(checkpoint, device=device)
     task = build_task(run.recipe.task)
-    about = {
+    about: dict[str, Any] = {
         "model": run.name,
         "seed": seed,
         "step": step_of(checkpoint),
         **record.environment(device.type),
-        **run.about,
     }
     for measure in run.measures:
         for one in measure.records(model, task):
-            yield replace(one, **about)
+            # A row of a series stays the row that it is.
+            told = {key: run.about[key] for key in run.about if getattr(one, key) is None}
+            yield replace(one, **{**about, **told})
 
 
 def _write(figure: Figure, folder: Path, records: list[Record]) -> list[Path]:

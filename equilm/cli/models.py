@@ -8,6 +8,8 @@ from tyro.conf import Positional
 
 from equilm.cli.terminal import argument, console, say, waiting
 
+Format = Literal["equilm", "transformers", "mamba2", "llama", "reference"]
+
 
 def check(
     checkpoint: Annotated[Path, Positional, argument("FOLDER")],
@@ -48,7 +50,7 @@ def convert(
     target: Annotated[Path, Positional, argument("TARGET")],
     /,
     *,
-    to: Literal["equilm", "transformers", "mamba2", "llama", "reference"] = "equilm",
+    to: Annotated[Format, argument("FORMAT")] = "equilm",
     implicit: bool = False,
 ) -> None:
     """Turn a checkpoint of any kind into a model folder, or into one of another program.
@@ -58,8 +60,8 @@ def convert(
             equilm folder of Hugging Face's library, with config.json and model.safetensors (or
             pytorch_model.bin, of which weights only).
         target: The folder to write.
-        to: Whose folder to write: ours, ours for transformers (which must be installed), a
-            Mamba2 or Llama one of that library, or the public reference's.
+        to: Whose folder to write: equilm, ours, if left out; transformers, ours for that library,
+            which must be installed; mamba2 or llama, its own; reference, the public reference's.
         implicit: Make an explicit model implicit; at first it answers as it did.
     """
     from functools import partial

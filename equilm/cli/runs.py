@@ -4,10 +4,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction
 
 from equilm.cli.terminal import argument, complain, console, say, waiting
-from equilm.measure.language_config import LanguageConfig
 
 if TYPE_CHECKING:
     from equilm.record import Record
@@ -69,7 +68,12 @@ def evaluate(
     seed: int = 0,
     tolerance: float = 0.01,
     max_steps: int = 64,
-    language: Annotated[LanguageConfig, OmitArgPrefixes, arg(name="")] = LanguageConfig(),  # noqa: B008
+    text: Annotated[tuple[Path, ...], argument("PATH [PATH ...]")] = (),
+    sweeps: Annotated[tuple[int, ...], argument("INT [INT ...]")] = (),
+    harness: Annotated[str, argument("TASK[,TASK]")] = "",
+    include: Annotated[Path | None, argument("FOLDER")] = None,
+    limit: Annotated[int | None, argument("INT")] = None,
+    tokenizer: Annotated[str, argument("NAME")] = "",
 ) -> None:
     """Measure runs on the test split of their task, and add the Records to RUN/records.jsonl.
 
@@ -83,10 +87,20 @@ def evaluate(
         seed: Of the sequences.
         tolerance: A token is solved when one more evaluation changes it by this share.
         max_steps: Evaluations a token may take.
-        language: Of language models.
+        text: Files or folders of text, as `equilm data prepare` reads them (.txt, .jsonl,
+            .parquet, packed or not), or what it wrote, of which the test split.
+        sweeps: Evaluations a token to try on the shortest of the lengths, instead of solving; one
+            by one and all at once, where these windows are.
+        harness: Tasks of lm-evaluation-harness.
+        include: A folder of task files (.yaml) of the harness; then no others are known, and
+            nothing is fetched.
+        limit: Items of each task, the first ones; all if left out.
+        tokenizer: A folder, "bytes", or "ids", where the text of a token is its number. If left
+            out: the model's own, or "ids" if it has none.
     """
     from equilm.measure.evaluate import EvaluationConfig
     from equilm.measure.language import evaluate_folder
+    from equilm.measure.language_config import LanguageConfig
     from equilm.train.runs import evaluate_run
 
     if not runs:
@@ -98,6 +112,14 @@ def evaluate(
         seed=seed,
         tolerance=tolerance,
         max_steps=max_steps,
+    )
+    language = LanguageConfig(
+        text=text,
+        sweeps=sweeps,
+        harness=harness,
+        include=include,
+        limit=limit,
+        tokenizer=tokenizer,
     )
     records = []
     for run in runs:

@@ -89,7 +89,9 @@ def test_help_is_worth_reading(command: str, equilm: Equilm) -> None:
     for noise in ("None", "--no-", "default: ''", "default: )", "MISSING"):
         assert noise not in said.out
     assert all(name in said.out for name in ([] if command else COMMANDS))
-    assert max(map(len, said.out.splitlines())) <= 100
+    # The list of commands stands in one line, however many there are.
+    lines = [line for line in said.out.splitlines() if not line.startswith("usage:")]
+    assert max(map(len, lines)) <= 100
 
 
 def test_a_run_is_trained_and_resumed(equilm: Equilm, recipe: Path, tmp_path: Path) -> None:

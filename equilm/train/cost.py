@@ -58,7 +58,7 @@ def stretches(recipe: Recipe) -> Iterator[Stretch]:
                 raise ValueError("gradient: expected phantom steps, whose number is known")
             depth = now.solve.max_steps, now.gradient.steps
             row = replace(row, depth=depth, precision=now.solve.precision)
-        tokens = (end - share) * recipe.steps * recipe.batch_size * length
+        tokens = (end - share) * recipe.steps * recipe.rows(length) * length
         flops = step_work(model, row, itemsize=2).all_flops * tokens / length
         yield Stretch(depth=row.depth, length=length, tokens=tokens, flops=flops)
 

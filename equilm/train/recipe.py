@@ -25,6 +25,8 @@ class Recipe:
         seed: Of the initial values, the data and the dropout; in [0, 2³²).
         steps: Optimizer steps.
         batch_size: Sequences a step, over all processes.
+        max_tokens: Tokens a step at most, so that longer sequences come in smaller batches; `None`
+            sets no limit.
         rows_at_once: Sequences that a process computes at once; it takes its share of the batch in
             as many pieces as that needs, whose gradients add up. `None` takes all at once.
         curriculum: Lengths of the training sequences.
@@ -61,6 +63,7 @@ class Recipe:
     seed: int = 0
     steps: int = 16_384
     batch_size: int = 512
+    max_tokens: int | None = None
     rows_at_once: int | None = None
     curriculum: Curriculum = field(default_factory=FixedLengths)
     gradient_length: int | None = None
@@ -86,7 +89,7 @@ class Recipe:
                 raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: expected an integer in [0, 2³²), got {self.seed}")
-        for name in ("threads", "rows_at_once", "gradient_length"):
+        for name in ("threads", "max_tokens", "rows_at_once", "gradient_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value}")
@@ -101,6 +104,13 @@ class Recipe:
                 f"state_noise: expected 0 for attention, which begins with nothing, "
                 f"got {self.state_noise}"
             )
+
+    def rows(self, length: int, *, processes: int = 1) -> int:
+        """Return the sequences of a step at `length`, a multiple of the number of processes."""
+        if self.max_tokens is None:
+            return self.batch_size
+        rows = min(self.batch_size, self.max_tokens // length)
+        return max(1, rows // processes) * processes
 
     def model_for(self, task: Task) -> ModelConfig:
         """Return the model's configuration with the vocabulary of `task`.

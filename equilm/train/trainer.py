@@ -136,19 +136,20 @@ class Trainer:
             sweeps=found.sweeps,
             learning_rate=rate,
             grad_norm=grad_norm,
-            tokens_per_second=recipe.batch_size * length / took,
+            tokens_per_second=recipe.rows(length, processes=self.ranks.size) * length / took,
             seconds=self.position.seconds,
         )
 
     def _batch(self, length: int) -> Batch:
         """Return this rank's rows; which rows there are is a function of the step alone."""
         recipe, ranks = self.recipe, self.ranks
-        rows, step = ranks.rows(recipe.batch_size), self.position.step
+        batch_size, step = recipe.rows(length, processes=ranks.size), self.position.step
+        rows = ranks.rows(batch_size)
         alone = self.task.by_row
         batch = self.task.batch(
             split="train",
             length=length,
-            batch_size=rows.stop - rows.start if alone else recipe.batch_size,
+            batch_size=rows.stop - rows.start if alone else batch_size,
             seed=recipe.seed,
             index=step * ranks.size + ranks.rank if alone else step,
         )

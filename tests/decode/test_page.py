@@ -36,7 +36,7 @@ def opened(browser: Browser, server: Running, **settings: object) -> Iterator[Pa
     """Open the page; nothing may be complained of and no other host be asked."""
     context = browser.new_context(**settings)  # type: ignore[arg-type]
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(30_000)
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -110,7 +110,8 @@ def test_the_residuals_fall_in_the_plot(browser: Browser, server: Running) -> No
 
 def test_the_keyboard_is_enough(browser: Browser, server: Running) -> None:
     with opened(browser, server) as page:
-        page.keyboard.type("a")  # the prompt has the focus
+        page.wait_for_function("document.activeElement.id === 'prompt'")
+        page.keyboard.type("a")
         page.keyboard.press("Tab")
         page.keyboard.type("5")
         page.focus("#prompt")

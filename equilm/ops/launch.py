@@ -42,3 +42,11 @@ def scan_splits(programs: int, heads: int, groups: int) -> int:
     while programs * splits < 512 and heads % (2 * splits) == 0:
         splits *= 2
     return splits
+
+
+def walk_sizes(sizes: dict[str, Any], programs: int) -> tuple[int, dict[str, Any]]:
+    """Into how many slices of N to split the states of a walk, to fill the chip; and the tile."""
+    slices = 1
+    while programs * slices < 256 and sizes["N"] // slices > 32:
+        slices *= 2
+    return slices, {**sizes, "N": sizes["N"] // slices}

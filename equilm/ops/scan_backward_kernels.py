@@ -37,6 +37,7 @@ def cotangent(
     """Walk back over the chunks: dS ← exp(total) dS + Σ_t exp(log decay_t) dy_t ⊗ c_t."""
     row, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
     p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
+    n += tl.program_id(1) * N
     rate = tl.load(a + head).to(WIDE)
     num_chunks = tl.cdiv(num_tokens, L)
     row64 = row.to(tl.int64)

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from equilm.ops import scan_backward_kernels as kernels
-from equilm.ops.launch import scan_sizes, scan_splits
+from equilm.ops.launch import scan_sizes, scan_splits, walk_sizes
 
 
 class Scanned(NamedTuple):
@@ -58,7 +58,8 @@ def _cotangents(scanned: Scanned, dy: Tensor, dlast: Tensor | None) -> tuple[Ten
     groups, state = c.shape[2:]
     dstates = torch.empty_like(states)
     dfirst = None if first is None else torch.empty(first.shape, device=x.device)
-    kernels.cotangent[(rows * heads,)](
+    slices, sizes = walk_sizes(scan_sizes(x, c), rows * heads)
+    kernels.cotangent[(rows * heads, slices)](
         dy,
         dt,
         a,
@@ -77,7 +78,7 @@ def _cotangents(scanned: Scanned, dy: Tensor, dlast: Tensor | None) -> tuple[Ten
         HAS_LAST=dlast is not None,
         num_warps=4,
         num_stages=2,
-        **scan_sizes(x, c),
+        **sizes,
     )
     return dstates, dfirst
 

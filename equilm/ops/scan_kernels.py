@@ -66,9 +66,10 @@ def walk(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Walk over the chunks of one (row, head) and leave the state before each."""
+    """Walk over the chunks of one (row, head) with a slice of N; leave the state before each."""
     row, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
     p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
+    n += tl.program_id(1) * N
     rate = tl.load(a + head).to(WIDE)
     num_chunks = tl.cdiv(num_tokens, L)
     row64 = row.to(tl.int64)

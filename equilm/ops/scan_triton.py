@@ -1,10 +1,10 @@
 """Triton kernels of the selective scan; `scan.py` is their meaning and their twin.
 
-One program a (row, head) walks over the chunks with the state in registers and leaves the state
-before each; then all chunks work side by side. The backward pass walks both ways and lets one
-program a chunk loop over heads, to sum dB and dC in registers. Nothing but the inputs is kept in
-between. The kernels are in `scan_kernels.py` and `scan_backward_kernels.py`, the launches of the
-backward pass in `scan_backward_triton.py`.
+One program a (row, head), or a slice of its state where these are few, walks over the chunks with
+the state in registers and leaves the state before each; then all chunks work side by side. The
+backward pass walks both ways and lets one program a chunk loop over heads, to sum dB and dC in
+registers. Nothing but the inputs is kept in between. The kernels are in `scan_kernels.py` and
+`scan_backward_kernels.py`, the launches of the backward pass in `scan_backward_triton.py`.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from equilm.ops import scan_kernels as forward
-from equilm.ops.launch import scan_sizes, scan_splits
+from equilm.ops.launch import scan_sizes, scan_splits, walk_sizes
 from equilm.ops.scan_backward_triton import Scanned, scan_backward
 
 
@@ -77,7 +77,8 @@ def walk(x, dt, a, b, first):
     chunks = triton.cdiv(tokens, sizes["L"])
     states = torch.empty(rows, heads, chunks, width, state, dtype=x.dtype, device=x.device)
     last = torch.empty(rows, heads, width, state, device=x.device)
-    forward.walk[(rows * heads,)](
+    slices, sizes = walk_sizes(sizes, rows * heads)
+    forward.walk[(rows * heads, slices)](
         x,
         dt,
         a,

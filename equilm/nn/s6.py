@@ -4,6 +4,7 @@
     dt = softplus(W_dt r + dt_bias),   y = scan(x, dt, −exp(A_log), b, c) + D x
     W_out (y · SiLU(gate))
 
+What is not selective is not made from x: W_dt r is left out, b or c is a vector of its own.
 The scan is `equilm/ops/selective.py`. Read `mamba2.py` next.
 """
 
@@ -34,6 +35,9 @@ class S6Config:
         init: Where A starts: "real" −(n+1), "half" −½, "random" −exp(N(0, 1)), or "lin" −½ + iπn,
             which makes A, the directions and the state complex.
         step_range: Least and largest step at the start.
+        selective: Which of the steps and of the directions in ("b") and out ("c") depend on the
+            token, all as published; those that do not are the same for every token, and the
+            directions for every channel too.
     """
 
     kind: Literal["s6"] = "s6"
@@ -43,8 +47,11 @@ class S6Config:
     conv_width: int = 4
     init: Literal["real", "half", "random", "lin"] = "real"
     step_range: tuple[float, float] = (1e-3, 1e-1)
+    selective: tuple[Literal["step", "b", "c"], ...] = ("step", "b", "c")
 
     def __post_init__(self) -> None:
+        if len(set(self.selective)) < len(self.selective):
+            raise ValueError(f"selective: expected each name once, got {self.selective}")
         for name in ("expand", "state_size", "step_rank", "conv_width"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -83,10 +90,16 @@ class S6(Mixer):
         self.inject_width = 2 * self.inner
         self.in_proj = Linear(width, self.inject_width, weight_norm=weight_norm)
         self.conv1d = DepthwiseTaps(self.inner, config.conv_width, weight_norm=weight_norm)
-        self.x_proj = Linear(
-            self.inner, self.step_rank + 2 * self.directions, weight_norm=weight_norm
-        )
-        self.dt_proj = Linear(self.step_rank, self.inner, weight_norm=weight_norm)
+        sizes = {"step": self.step_rank, "b": self.directions, "c": self.directions}
+        self.made = {name: sizes[name] for name in sizes if name in config.selective}
+        if self.made:
+            self.x_proj = Linear(self.inner, sum(self.made.values()), weight_norm=weight_norm)
+        if "step" in self.made:
+            self.dt_proj = Linear(self.step_rank, self.inner, weight_norm=weight_norm)
+        if "b" not in self.made:
+            self.b = nn.Parameter(torch.empty(self.directions))
+        if "c" not in self.made:
+            self.c = nn.Parameter(torch.empty(self.directions))
         self.dt_bias = nn.Parameter(torch.empty(self.inner))
         self.A_log = nn.Parameter(torch.empty(self.inner, size))
         if self.complex:
@@ -96,7 +109,10 @@ class S6(Mixer):
         self.dropout = VariationalDropout(dropout)
 
     def initialise_own(self, generator: torch.Generator) -> None:
-        """Set A as `init` says, D to 1, and steps log-uniform, at least 1e-4."""
+        """Set A as `init` says, D to 1, and steps log-uniform, at least 1e-4.
+
+        Directions that are not selective start at 1 (in) and N(0, 1) (out).
+        """
         dt_I = log_uniform(self.dt_bias.shape, *self.config.step_range, generator).exp()
         dt_I = dt_I.clamp(min=1e-4)
         self.dt_bias.copy_(dt_I + torch.log(-torch.expm1(-dt_I)))
@@ -110,6 +126,10 @@ class S6(Mixer):
         if self.complex:
             self.A_imag.copy_(math.pi * n_N)
         self.D.fill_(1.0)
+        if "b" not in self.made:
+            self.b.fill_(1.0)
+        if "c" not in self.made:
+            self.c.copy_(torch.randn(self.c.shape, generator=generator))
 
     def init_state(self, batch: int, capacity: int) -> S6State:
         """Zeros; the state does not grow with `capacity`."""
@@ -145,10 +165,8 @@ class S6(Mixer):
     def _scan(
         self, x_BTI: Tensor, scan_BIX: Tensor | None, valid_B: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        sizes = [self.step_rank, self.directions, self.directions]
-        rank_BTR, b_BTN, c_BTN = self.x_proj(x_BTI).split(sizes, dim=-1)
         wide = torch.promote_types(self.A_log.dtype, torch.float32)
-        dt_BTI = F.softplus(self.dt_proj(rank_BTR).to(wide) + self.dt_bias)
+        dt_BTI, b_BTN, c_BTN = self._selected(x_BTI, wide)
         if valid_B is not None:
             within_BT = torch.arange(x_BTI.shape[1], device=valid_B.device) < valid_B[:, None]
             dt_BTI = dt_BTI.where(within_BT[..., None], 0)
@@ -161,9 +179,23 @@ class S6(Mixer):
         y_BTI, scan_BIX = selective_scan(x_BTI, dt_BTI, a_IN, b_BTN, c_BTN, self.D, scan_BIX)
         return y_BTI, torch.view_as_real(scan_BIX) if self.complex else scan_BIX
 
+    def _selected(self, x_BTI: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Return steps and directions, of the token where they are selective."""
+        made: dict[str, Tensor] = {}
+        if self.made:
+            parts = self.x_proj(x_BTI).split(list(self.made.values()), dim=-1)
+            made = dict(zip(self.made, parts, strict=True))
+        shape = (*x_BTI.shape[:2], -1)
+        bias_BTI = self.dt_bias.to(wide).expand(shape)
+        if "step" in made:
+            bias_BTI = self.dt_proj(made["step"]).to(wide) + self.dt_bias
+        b_BTN = made["b"] if "b" in made else self.b.expand(shape)
+        c_BTN = made["c"] if "c" in made else self.c.expand(shape)
+        return F.softplus(bias_BTI), b_BTN, c_BTN
+
     def flops_per_token(self, length: int) -> float:
         """Projections, convolution and the recurrent form of the scan."""
-        steps = self.inner * (2 * self.step_rank + 2 * self.directions)
+        steps = self.inner * (sum(self.made.values()) + self.made.get("step", 0))
         scan = 3 * self.inner * self.directions
         projections = self.width * self.inject_width + self.inner * self.width
         return 2.0 * (projections + steps + self.inner * self.config.conv_width + scan)

@@ -1,5 +1,7 @@
 """S6 against Mamba of transformers with the same weights, and its initial values."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch.nn.functional import softplus
@@ -76,3 +78,36 @@ def test_the_complex_state_keeps_the_law_of_chunks_and_has_gradients() -> None:
         grad = mixer.get_parameter(name).grad
         assert grad is not None
         assert grad.abs().min() > 0, name
+
+
+@pytest.mark.parametrize(
+    "selective", [(), ("step",), ("b",), ("c",), ("step", "b"), ("step", "c"), ("b", "c")]
+)
+@pytest.mark.parametrize("init", ["real", "lin"])
+def test_what_is_not_selective_is_the_same_for_every_token(
+    selective: tuple[Literal["step", "b", "c"], ...], init: Literal["real", "lin"]
+) -> None:
+    mixer: S6 = mixer_of(S6Config(state_size=3, init=init, selective=selective))
+    x_BTI = torch.randn(2, 5, mixer.inner, dtype=torch.float64)
+    parts = dict(zip(("step", "b", "c"), mixer._selected(x_BTI, torch.float64), strict=True))
+    for name, part_BTX in parts.items():
+        alike = bool((part_BTX == part_BTX[:1, :1]).all())
+        assert alike == (name not in selective), name
+    y_BTD, state = mixer(torch.randn(2, 5, WIDTH, dtype=torch.float64))
+    (y_BTD.square().sum() + state.scan_BIX.square().sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in mixer.parameters())
+
+
+def test_a_time_invariant_s6_is_a_convolution() -> None:
+    mixer: S6 = mixer_of(S6Config(state_size=3, selective=()))
+    x_BTI = torch.randn(1, 9, mixer.inner, dtype=torch.float64)
+    y_BTI, _ = mixer._scan(x_BTI, None, None)
+    later_BTI, _ = mixer._scan(torch.nn.functional.pad(x_BTI, (0, 0, 4, 0)), None, None)
+    assert_close("mixer", later_BTI[:, 4:], y_BTI)
+    linear_BTI, _ = mixer._scan(2 * x_BTI, None, None)
+    assert_close("mixer", linear_BTI, 2 * y_BTI)
+
+
+def test_a_name_is_selective_once() -> None:
+    with pytest.raises(ValueError, match=r"selective: expected each name once, got \('b', 'b'\)"):
+        S6Config(selective=("b", "b"))

@@ -12,32 +12,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equilm.nn.state_space import StateSpace, check_sizes, log_uniform, wide
+from equilm.nn.state_space import StateSpace, StateSpaceConfig, log_uniform, wide
 from equilm.ops.diagonal import diagonal_ssm, zoh
 from equilm.ops.hippo import normal_plus_low_rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class DSSConfig:
-    """Sizes of a DSS mixer; the defaults are the published ones.
-
-    Args:
-        expand: I / D, channels a unit of model width.
-        state_size: N, complex numbers of each channel.
-        step_range: Least and largest step at the start.
-        step_scale: Multiplies every step: 2 for a signal sampled half as often as in training.
-        gated: Whether a gate multiplies the output.
-    """
+class DSSConfig(StateSpaceConfig):
+    """Sizes of a DSS mixer: those of `StateSpaceConfig`. N is complex numbers of a channel."""
 
     kind: Literal["dss"] = "dss"
-    expand: int = 1
-    state_size: int = 64
-    step_range: tuple[float, float] = (1e-3, 1e-1)
-    step_scale: float = 1.0
-    gated: bool = False
-
-    def __post_init__(self) -> None:
-        check_sizes(self.expand, self.state_size, self.step_range, self.step_scale)
 
 
 class DSS(StateSpace):

@@ -13,32 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equilm.nn.state_space import StateSpace, check_sizes, log_uniform, wide
+from equilm.nn.state_space import StateSpace, StateSpaceConfig, log_uniform, wide
 from equilm.ops.dplr import System, dplr_ssm, with_conjugates
 from equilm.ops.hippo import normal_plus_low_rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class S4Config:
-    """Sizes of an S4 mixer; the defaults are the published ones.
-
-    Args:
-        expand: I / D, channels a unit of model width.
-        state_size: N, even; N / 2 conjugate pairs are kept.
-        step_range: Least and largest step at the start.
-        step_scale: Multiplies every step: 2 for a signal sampled half as often as in training.
-        gated: Whether a gate multiplies the output.
-    """
+class S4Config(StateSpaceConfig):
+    """Sizes of an S4 mixer: those of `StateSpaceConfig`. N / 2 conjugate pairs are kept."""
 
     kind: Literal["s4"] = "s4"
-    expand: int = 1
-    state_size: int = 64
-    step_range: tuple[float, float] = (1e-3, 1e-1)
-    step_scale: float = 1.0
-    gated: bool = False
-
-    def __post_init__(self) -> None:
-        check_sizes(self.expand, self.state_size, self.step_range, self.step_scale)
 
 
 class S4(StateSpace):

@@ -12,37 +12,25 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equilm.nn.state_space import StateSpace, check_sizes, log_uniform, wide
+from equilm.nn.state_space import StateSpace, StateSpaceConfig, log_uniform, wide
 from equilm.ops.diagonal import DISCRETISATIONS, diagonal_ssm
 from equilm.ops.hippo import normal_plus_low_rank
 
 
 @dataclass(frozen=True, kw_only=True)
-class S4DConfig:
-    """Sizes of an S4D mixer; the defaults are the published ones.
+class S4DConfig(StateSpaceConfig):
+    """Sizes of an S4D mixer, beside those of `StateSpaceConfig`.
 
     Args:
-        expand: I / D, channels a unit of model width.
         state_size: N, even; N / 2 conjugate pairs are kept.
         init: Where A starts: "lin" −½ + iπn, "inv" −½ + i(N/π)(N/(2n+1) − 1), "real" −(n+1),
             "legs" the normal part of HiPPO-LegS.
         discretisation: "zoh" or "bilinear".
-        step_range: Least and largest step at the start.
-        step_scale: Multiplies every step: 2 for a signal sampled half as often as in training.
-        gated: Whether a gate multiplies the output.
     """
 
     kind: Literal["s4d"] = "s4d"
-    expand: int = 1
-    state_size: int = 64
     init: Literal["lin", "inv", "real", "legs"] = "lin"
     discretisation: Literal["zoh", "bilinear"] = "zoh"
-    step_range: tuple[float, float] = (1e-3, 1e-1)
-    step_scale: float = 1.0
-    gated: bool = False
-
-    def __post_init__(self) -> None:
-        check_sizes(self.expand, self.state_size, self.step_range, self.step_scale)
 
 
 class S4D(StateSpace):

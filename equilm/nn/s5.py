@@ -13,37 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equilm.nn.state_space import StateSpace, check_sizes, log_uniform, wide
+from equilm.nn.state_space import StateSpace, StateSpaceConfig, log_uniform, wide
 from equilm.ops.diagonal import DISCRETISATIONS
 from equilm.ops.hippo import normal_plus_low_rank
 from equilm.ops.recurrence import recurrence, within
 
 
 @dataclass(frozen=True, kw_only=True)
-class S5Config:
-    """Sizes of an S5 mixer; the defaults are the published ones.
+class S5Config(StateSpaceConfig):
+    """Sizes of an S5 mixer, beside those of `StateSpaceConfig`.
 
     Args:
-        expand: I / D, channels a unit of model width.
         state_size: N, even; N / 2 conjugate pairs are kept.
         blocks: J, copies of HiPPO of size N / J that A starts from.
         discretisation: "zoh" or "bilinear".
-        step_range: Least and largest step at the start.
-        step_scale: Multiplies every step: 2 for a signal sampled half as often as in training.
-        gated: Whether a gate multiplies the output.
     """
 
     kind: Literal["s5"] = "s5"
-    expand: int = 1
     state_size: int = 256
     blocks: int = 8
     discretisation: Literal["zoh", "bilinear"] = "zoh"
-    step_range: tuple[float, float] = (1e-3, 1e-1)
-    step_scale: float = 1.0
-    gated: bool = False
 
     def __post_init__(self) -> None:
-        check_sizes(self.expand, self.state_size, self.step_range, self.step_scale)
+        super().__post_init__()
         if self.blocks < 1 or self.state_size % (2 * self.blocks):
             raise ValueError(
                 f"blocks: expected a divisor of state_size / 2 = {self.state_size // 2}, "

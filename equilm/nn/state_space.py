@@ -6,6 +6,7 @@ With a gate, [u | g] = W_in x + inject and y is multiplied by SiLU(g). Read `s4d
 """
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,35 @@ class StateSpaceState(NamedTuple):
     """The hidden state as real and imaginary parts, in float32."""
 
     hidden_BX2: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSpaceConfig:
+    """Sizes that all these mixers have; the defaults are the published ones.
+
+    Args:
+        expand: I / D, channels a unit of model width.
+        state_size: N, even.
+        step_range: Least and largest step at the start.
+        step_scale: Multiplies every step: 2 for a signal sampled half as often as in training.
+        gated: Whether a gate multiplies the output.
+    """
+
+    expand: int = 1
+    state_size: int = 64
+    step_range: tuple[float, float] = (1e-3, 1e-1)
+    step_scale: float = 1.0
+    gated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.expand < 1:
+            raise ValueError(f"expand: expected an integer >= 1, got {self.expand}")
+        if self.state_size < 2 or self.state_size % 2:
+            raise ValueError(f"state_size: expected an even integer >= 2, got {self.state_size}")
+        if not 0 < self.step_range[0] < self.step_range[1]:
+            raise ValueError(f"step_range: expected 0 < least < largest, got {self.step_range}")
+        if not self.step_scale > 0:
+            raise ValueError(f"step_scale: expected a number > 0, got {self.step_scale}")
 
 
 class StateSpace(Mixer):
@@ -45,7 +75,7 @@ class StateSpace(Mixer):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.shape, self.inner, self.width, self.gated = shape, inner, width, gated
+        self.shape, self.inner, self.width = shape, inner, width
         self.inject_width = 2 * inner if gated else inner
         self.in_proj = Linear(width, self.inject_width, weight_norm=weight_norm)
         self.D = nn.Parameter(torch.empty(inner))
@@ -99,18 +129,6 @@ class StateSpace(Mixer):
 def wide(*parameters: Tensor) -> list[Tensor]:
     """Return parameters in float32 or wider: complex numbers come in no half precision."""
     return [part.float() if part.dtype.itemsize < 4 else part for part in parameters]
-
-
-def check_sizes(expand: int, state_size: int, step_range: tuple[float, float], rate: float) -> None:
-    """Raise unless these settings, which all such mixers have, make sense."""
-    if expand < 1:
-        raise ValueError(f"expand: expected an integer >= 1, got {expand}")
-    if state_size < 2 or state_size % 2:
-        raise ValueError(f"state_size: expected an even integer >= 2, got {state_size}")
-    if not 0 < step_range[0] < step_range[1]:
-        raise ValueError(f"step_range: expected 0 < least < largest, got {step_range}")
-    if not rate > 0:
-        raise ValueError(f"step_scale: expected a number > 0, got {rate}")
 
 
 def log_uniform(shape: torch.Size, low: float, high: float, generator: torch.Generator) -> Tensor:

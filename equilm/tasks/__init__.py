@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from equilm.config import nearest
+from equilm.tasks.associative_recall import AssociativeRecall, AssociativeRecallConfig
 from equilm.tasks.catbabi import CatbAbI, CatbAbIConfig
+from equilm.tasks.copying import Copying, CopyingConfig
+from equilm.tasks.dna import DNA, DNAConfig
 from equilm.tasks.entities import Entities, EntitiesConfig
+from equilm.tasks.induction import Induction, InductionConfig
+from equilm.tasks.list_ops import ListOps, ListOpsConfig
+from equilm.tasks.pixels import Pixels, PixelsConfig
 from equilm.tasks.regular import Regular, RegularConfig
 from equilm.tasks.shuffled_objects import ShuffledObjects, ShuffledObjectsConfig
+from equilm.tasks.speech import Speech, SpeechConfig
 from equilm.tasks.stories import Labels, StoryTask
 from equilm.tasks.task import (
     IGNORE,
@@ -23,20 +30,34 @@ from equilm.tasks.text import Text, TextConfig
 from equilm.tasks.word_problem import WordProblem, WordProblemConfig
 
 __all__ = [
+    "DNA",
     "IGNORE",
     "SPLITS",
     "TASKS",
+    "AssociativeRecall",
+    "AssociativeRecallConfig",
     "Batch",
     "CatbAbI",
     "CatbAbIConfig",
+    "Copying",
+    "CopyingConfig",
+    "DNAConfig",
     "Entities",
     "EntitiesConfig",
+    "Induction",
+    "InductionConfig",
     "Labels",
+    "ListOps",
+    "ListOpsConfig",
+    "Pixels",
+    "PixelsConfig",
     "Regular",
     "RegularConfig",
     "Scores",
     "ShuffledObjects",
     "ShuffledObjectsConfig",
+    "Speech",
+    "SpeechConfig",
     "StoryTask",
     "Task",
     "TaskConfig",
@@ -50,8 +71,20 @@ __all__ = [
 ]
 
 TaskConfig: TypeAlias = (
-    WordProblemConfig | RegularConfig | CatbAbIConfig | EntitiesConfig | ShuffledObjectsConfig
-) | TextConfig
+    WordProblemConfig
+    | RegularConfig
+    | CatbAbIConfig
+    | EntitiesConfig
+    | ShuffledObjectsConfig
+    | TextConfig
+    | CopyingConfig
+    | InductionConfig
+    | AssociativeRecallConfig
+    | ListOpsConfig
+    | PixelsConfig
+    | DNAConfig
+    | SpeechConfig
+)
 
 # Every task by its `kind`: its configuration and its class.
 TASKS: dict[str, tuple[type, type[Any]]] = {
@@ -60,6 +93,13 @@ TASKS: dict[str, tuple[type, type[Any]]] = {
     "catbabi": (CatbAbIConfig, CatbAbI),
     "entities": (EntitiesConfig, Entities),
     "shuffled_objects": (ShuffledObjectsConfig, ShuffledObjects),
+    "associative_recall": (AssociativeRecallConfig, AssociativeRecall),
+    "copying": (CopyingConfig, Copying),
+    "dna": (DNAConfig, DNA),
+    "induction": (InductionConfig, Induction),
+    "list_ops": (ListOpsConfig, ListOps),
+    "pixels": (PixelsConfig, Pixels),
+    "speech": (SpeechConfig, Speech),
     "text": (TextConfig, Text),
 }
 

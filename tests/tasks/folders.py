@@ -1,9 +1,12 @@
 """Small folders in the formats of the tasks that read one."""
 
+import io
 import json
 import lzma
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from equilm.tasks import TASKS, TaskConfig
 
@@ -65,14 +68,59 @@ def shuffled(folder: Path) -> Path:
     return folder
 
 
+def pictures(folder: Path) -> Path:
+    """Write 48 and 24 pictures of 12 x 12 random pixels, the training ones packed."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 48), ("test", 24)):
+        images = random.integers(256, size=(count, 12, 12), dtype=np.uint8)
+        for name, array in (("images", images), ("labels", np.arange(count, dtype=np.uint8) % 10)):
+            file = io.BytesIO()
+            np.save(file, array)
+            packed = split == "train"
+            content = lzma.compress(file.getvalue()) if packed else file.getvalue()
+            (folder / f"{split}_{name}_uint8.npy{'.xz' if packed else ''}").write_bytes(content)
+    return folder
+
+
+def genomes(folder: Path) -> Path:
+    """Write two species in two files: of one contig, and of two with unknown bases between."""
+    random = np.random.default_rng(0)
+    for name in ("ENm001_10species.fa", "ENm002_10species.fa"):
+        bases = "".join("ACGT"[base] for base in random.integers(4, size=6000))
+        told = [("human|x", bases[:3000]), ("mouse|1", f"{bases[3000:4500]}NN{bases[:500]}")]
+        told += [("mouse|2", bases[4500:].lower())]
+        text = "".join(f">{header}\n{body}\n" for header, body in told)
+        (folder / f"{name}.xz").write_bytes(lzma.compress(text.encode()))
+    return folder
+
+
+def recordings(folder: Path) -> Path:
+    """Write noise as 36 recordings of 90 to 195 samples: two digits, nine takes."""
+    random = np.random.default_rng(0)
+    lines, offset = ["file\toffset_samples\tnum_samples\tdigit\tspeaker\ttake\tsplit"], 0
+    for number in range(36):
+        digit, take, size = number % 2, number // 2 % 9, 90 + 3 * number
+        split = "test" if take < 3 else "train"
+        lines.append(f"{number}.wav\t{offset}\t{size}\t{digit}\tann\t{take}\t{split}")
+        offset += size
+    (folder / "index.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    samples = random.integers(-32768, 32768, size=offset).astype("<i2")
+    (folder / "fsdd_8khz_mono_int16le.raw").write_bytes(samples.tobytes())
+    return folder
+
+
 def settings_of(kind: str, folder: Path) -> TaskConfig:
     """The settings of a task of the table, with a folder of its own where it reads one."""
     of_folder: dict[str, dict[str, Any]] = {
         "catbabi": {"tasks": (1, 19)},
         "entities": {},
         "shuffled_objects": {"objects": (3,)},
+        "pixels": {},
+        "dna": {},
+        "speech": {},
     }
     writers = {"catbabi": babi, "entities": boxes, "shuffled_objects": shuffled}
+    writers |= {"pixels": pictures, "dna": genomes, "speech": recordings}
     config_class, _ = TASKS[kind]
     given = {"folder": writers[kind](folder), **of_folder[kind]} if kind in writers else {}
     config: TaskConfig = config_class(**given)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
@@ -68,6 +68,8 @@ def evaluate(
     seed: int = 0,
     tolerance: float = 0.01,
     max_steps: int = 64,
+    split: Annotated[Literal["train", "valid", "test"], argument("SPLIT")] = "test",
+    precision: Literal["float32", "bf16"] = "float32",
     text: Annotated[tuple[Path, ...], argument("PATH [PATH ...]")] = (),
     sweeps: Annotated[tuple[int, ...], argument("INT [INT ...]")] = (),
     harness: Annotated[str, argument("TASK[,TASK]")] = "",
@@ -87,8 +89,10 @@ def evaluate(
         seed: Of the sequences.
         tolerance: A token is solved when one more evaluation changes it by this share.
         max_steps: Evaluations a token may take.
+        split: Of the task, or of the prepared folders among --text.
+        precision: Compute type on a GPU; a CPU always computes in float32.
         text: Files or folders of text, as `equilm data prepare` reads them (.txt, .jsonl,
-            .parquet, packed or not), or what it wrote, of which the test split.
+            .parquet, packed or not), or what it wrote, of which the split.
         sweeps: Evaluations a token to try on the shortest of the lengths, instead of solving; one
             by one and all at once, where these windows are.
         harness: Tasks of lm-evaluation-harness.
@@ -112,6 +116,8 @@ def evaluate(
         seed=seed,
         tolerance=tolerance,
         max_steps=max_steps,
+        split=split,
+        precision=precision,
     )
     language = LanguageConfig(
         text=text,

@@ -6,9 +6,9 @@ pass over the longest sequences gives every length. Read `check.py` next.
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class EvaluationConfig:
         tolerance: Of the solve, relative, ≥ 0. Above 0.01, a window may settle a token that is only
             passing slowly from one answer to another.
         max_steps: Evaluations a token may take, ≥ 0; in the simultaneous mode all of them together.
+        precision: Compute type on a GPU; a CPU always computes in float32.
     """
 
     lengths: tuple[int, ...] = (16, 64, 256, 1000, 2000)
@@ -47,6 +48,7 @@ class EvaluationConfig:
     split: str = "test"
     tolerance: float = 0.01
     max_steps: int = 64
+    precision: Literal["float32", "bf16"] = "float32"
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -62,6 +64,11 @@ class EvaluationConfig:
         """The windows that differ on the longest sequence, none longer than it."""
         longest = max(self.lengths)
         return tuple(dict.fromkeys(min(window or longest, longest) for window in self.windows))
+
+    def computing(self, device: torch.device) -> AbstractContextManager[None]:
+        """Return the context that models compute in on `device`."""
+        uses_bf16 = self.precision == "bf16" and device.type == "cuda"
+        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16)
 
 
 class Answers(NamedTuple):

@@ -18,6 +18,7 @@ from equilm.measure.documents import count_bytes, cut, name_of, read_documents
 from equilm.measure.evaluate import EvaluationConfig
 from equilm.measure.language_config import LanguageConfig
 from equilm.measure.perplexity import evaluate_text
+from equilm.nn.folder import complete_checkpoints
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
 from equilm.solve.iterate import Solve
@@ -45,6 +46,7 @@ def evaluate_folder(
     about: dict[str, Any] = {
         "model": home.name,
         "split": settings.split,
+        "step": _step(folder.resolve()),
         **record.environment(device.type),
     }
     model, words = load(folder, device=device), tokenizer_of(language.tokenizer, folder)
@@ -64,10 +66,12 @@ def evaluate_folder(
             num_bytes=partial(count_bytes, words),
             sweeps=language.sweeps,
         )
-        records += _about(measured, {"task": name_of(language.text), **about})
+        with settings.computing(device):
+            records += _about(measured, {"task": name_of(language.text), **about})
     if language.harness:
         _check_tokenizer(words, folder, language)
-        records += _about(_zero_shot(model, words, settings, language), about)
+        with settings.computing(device):
+            records += _about(_zero_shot(model, words, settings, language), about)
     record.append(home / "records.jsonl", records)
     return records
 
@@ -104,6 +108,13 @@ def _check_tokenizer(words: Tokenizer, folder: Path, language: LanguageConfig) -
 def _home(path: Path) -> Path:
     """The run that a folder is of, or the folder itself."""
     return next((one for one in (path, *path.parents) if (one / "recipe.json").exists()), path)
+
+
+def _step(path: Path) -> int | None:
+    """The step of a checkpoint, or of the newest one of a run."""
+    newest = [path, *complete_checkpoints(path)][-1]
+    number = newest.name.removeprefix("step-")
+    return int(number) if number.isdecimal() and number != newest.name else None
 
 
 def _about(records: Iterable[Record], about: Mapping[str, Any]) -> list[Record]:

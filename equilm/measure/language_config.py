@@ -10,7 +10,7 @@ class LanguageConfig:
 
     Args:
         text: Files or folders of text, as `equilm data prepare` reads them (.txt, .jsonl,
-            .parquet, packed or not), or what it wrote, of which the test split.
+            .parquet, packed or not), or what it wrote, of which the split that is evaluated.
         sweeps: Evaluations a token to try on the shortest of the lengths, instead of solving; one
             by one and all at once, where these windows are.
         harness: Tasks of lm-evaluation-harness, separated by commas.

@@ -34,6 +34,7 @@ class StepReport:
             "learning_rate": "1",
             "grad_norm": "1",
             "tokens_per_second": "tokens/s",
+            "seconds": "s",
         }
         for name, unit in units.items():
             value = float(getattr(self, name))

@@ -38,7 +38,8 @@ def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
         **record.environment(device.type),
     }
     model = load(folder, device=device)
-    records = list(evaluate(model, build_task(recipe.task), settings, about=about))
+    with settings.computing(device):
+        records = list(evaluate(model, build_task(recipe.task), settings, about=about))
     record.append(run / "records.jsonl", records)
     return records
 

@@ -191,6 +191,27 @@ def test_a_folder_keeps_its_records(tmp_path: Path) -> None:
         evaluate_folder(tmp_path / "tiny", settings, language)
 
 
+def test_checkpoints_tell_their_step_and_prepared_text_its_split(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\x00\x01\x02\x03\x04\x05" * 20)
+    shards = tmp_path / "shards"
+    for _ in prepare(PrepareConfig(valid=(str(tmp_path / "a.txt"),), out=shards)):
+        pass
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").touch()
+    steps = [tmp_path / "run" / "checkpoints" / f"step-{step:08d}" for step in (5, 10)]
+    for folder in steps:
+        save_model(small(), folder)
+    settings = EvaluationConfig(lengths=(16,), windows=(0,), batch_size=2, split="valid")
+    language = LanguageConfig(text=(shards,))
+    for folder, step in ((steps[0], 5), (steps[1], 10), (tmp_path / "run", 10)):
+        found = evaluate_folder(folder, settings, language)
+        about = {(one.model, one.task, one.split, one.step) for one in found}
+        assert about == {("run", "shards", "valid", step)}
+    language = LanguageConfig(text=(tmp_path / "a.txt",), tokenizer="bytes")
+    save_model(small(), tmp_path / "tiny")
+    assert {one.step for one in evaluate_folder(tmp_path / "tiny", settings, language)} == {None}
+
+
 def test_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ STEP = StepReport(
 )
 
 
-def test_a_step_is_seven_records() -> None:
+def test_a_step_is_eight_records() -> None:
     found = {one.name: one for one in STEP.records({"model": "a", "seed": 4})}
     values = {name: one.value for name, one in found.items()}
     assert values == {
@@ -34,6 +34,7 @@ def test_a_step_is_seven_records() -> None:
         "learning_rate": 1e-3,
         "grad_norm": float("inf"),
         "tokens_per_second": 100.0,
+        "seconds": 2.0,
     }
     about = {(one.step, one.length, one.split, one.model, one.seed) for one in found.values()}
     assert about == {(3, 8, "train", "a", 4)}

@@ -1,0 +1,57 @@
+"""The small language models differ in what they are to differ in, and in nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from equilm import config
+from equilm.nn.model import LanguageModel, ModelConfig, parameter_count
+from equilm.train.cost import stretches
+from equilm.train.recipe import Recipe
+
+VOCABULARY = 8192  # as docs/language-models.md makes it
+FOLDER = Path(__file__).parents[2] / "recipes"
+NAMES = ("mamba2", "implicit-mamba2", "llama", "implicit-llama")
+
+
+def small(name: str) -> Recipe:
+    path = FOLDER / f"lm-small-{name}.toml"
+    return config.load(Recipe, path, [f"model.vocab_size={VOCABULARY}"])
+
+
+def model(recipe: Recipe) -> ModelConfig:
+    assert isinstance(recipe.model, ModelConfig)
+    return recipe.model
+
+
+def test_all_read_the_same_tokens_at_the_same_rate() -> None:
+    first, *others = (small(name) for name in NAMES)
+    for other in others:
+        assert replace(other, model=first.model, phases=first.phases) == first
+    assert first.steps * first.batch_size * 512 == 33_554_432
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "llama"])
+def test_an_implicit_model_is_the_explicit_stack_iterated(kind: str) -> None:
+    explicit, implicit = model(small(kind)), model(small(f"implicit-{kind}"))
+    assert replace(implicit, equilibrium=None, weight_norm=False) == explicit
+    assert implicit.equilibrium is not None and implicit.equilibrium.solve.tolerance == 0.05
+    phases = small(f"implicit-{kind}").phases
+    depths = [(phase.share, phase.max_steps, phase.phantom_steps) for phase in phases]
+    assert depths == [(0.0, 4, 1), (0.8, 24 if kind == "mamba2" else 32, 4)]
+
+
+def test_all_have_about_as_many_parameters() -> None:
+    with torch.device("meta"):
+        sizes = {name: parameter_count(LanguageModel(model(small(name)))) for name in NAMES}
+    assert 17.8e6 < min(sizes.values()) < max(sizes.values()) < 19.2e6
+
+
+def test_the_long_run_of_the_explicit_model_takes_the_flops_of_the_implicit_one() -> None:
+    long, implicit = small("mamba2-flops"), small("implicit-mamba2")
+    short = small("mamba2")
+    assert replace(long, steps=short.steps, checkpoint_every=short.checkpoint_every) == short
+    flops = [sum(part.flops for part in stretches(recipe)) for recipe in (long, implicit)]
+    assert flops[0] == pytest.approx(flops[1], rel=1e-3)

@@ -13,17 +13,16 @@ from contextlib import ExitStack
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from equilm.decode.counts import Counts as Counts
 from equilm.decode.evaluation import Evaluation
-from equilm.decode.job import Job, choose, tell
+from equilm.decode.job import Job, choose, simple_draws, tell
 from equilm.decode.prompts import Prompts
 from equilm.decode.request import STATUS, Event, Request, Token
+from equilm.decode.sampling import NOTHING
 from equilm.decode.scheduler import Policy, Scheduler
 from equilm.decode.slots import Reading, Slots, Start
 from equilm.decode.snapshots import Snapshot, frozen, grows
-from equilm.nn.linear import prepared
 from equilm.nn.model import LanguageModel
 
 
@@ -81,13 +80,14 @@ class Engine:
             raise ValueError(f"start: expected 'zero' or 'previous', got {start!r}")
         if precision not in ("float32", "bf16"):
             raise ValueError(f"precision: expected 'float32' or 'bf16', got {precision!r}")
-        self.model, self.check_every, self.precision = model, check_every, precision
+        self.model, self.precision = model, precision
         self.scheduler = Scheduler(slots=slots, policy=policy, sweeps_between=sweeps_between)
-        evaluation = Evaluation(model)
+        self.evaluation = Evaluation(model)
         with torch.no_grad(), self._computing():
-            self.slots = Slots(evaluation, rows=slots, capacity=capacity, start=start)
+            room = {"rows": slots, "capacity": capacity, "check_every": check_every}
+            self.slots = Slots(self.evaluation, start=start, **room)
         self.prompts = Prompts(
-            evaluation,
+            self.evaluation,
             capacity=capacity,
             window=window,
             chunk=chunk,
@@ -185,7 +185,8 @@ class Engine:
             if not self._held:
                 # The weights stay folded as long as there is something to do.
                 self._held.append(ExitStack())
-                self._held[0].enter_context(prepared(self.model))
+                self._held[0].enter_context(self.evaluation.held())
+                self.slots.forget()
             events += self._admit()
             if self.scheduler.turn() == "prefill":
                 events += self._prefill()
@@ -196,7 +197,9 @@ class Engine:
 
     def _computing(self) -> torch.autocast:
         device = self.model.embedding.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16")
+        half = self.precision == "bf16"
+        # A graph must not read what autocast keeps for the length of one step.
+        return torch.autocast(device, torch.bfloat16, enabled=half, cache_enabled=device == "cpu")
 
     def _admit(self) -> list[Event]:
         events = []
@@ -222,42 +225,32 @@ class Engine:
     def _start(self, job: Job) -> None:
         """Let the rest of a prompt be solved in a slot."""
         request, slot = job.request, self.scheduler.start(job.id)
-        self.slots.resize(self.scheduler.width)
         self.slots.place(slot, job.state, tolerance=request.tolerance, max_steps=request.max_steps)
         self.slots.feed([slot], [request.prompt[job.taken]])
         job.state = None
 
     def _sweep(self) -> list[Event]:
         jobs = [self._jobs[number] for number in self.scheduler.running]
-        self.slots.resize(self.scheduler.width)
-        reading = self.slots.sweep(
-            self.check_every, trace=any(job.request.residuals for job in jobs)
-        )
-        self._sweeps += self.check_every
+        reading = self.slots.sweep(self.scheduler.width)
+        self._sweeps += self.slots.check_every
         for slot, job in enumerate(jobs):
-            if reading.residuals is not None and job.request.residuals:
+            if job.request.residuals:
                 new = reading.steps[slot] - len(job.residuals)
                 job.residuals += reading.residuals[slot][:new]
         settled = [slot for slot in range(len(jobs)) if reading.ready[slot]]
-        ready = self.scheduler.swept(self.check_every, settled)
+        ready = self.scheduler.swept(self.slots.check_every, settled)
         return self._move_on({slot: jobs[slot] for slot in ready}, reading) if ready else []
 
     def _move_on(self, jobs: dict[int, Job], reading: Reading) -> list[Event]:
         """Go on to the next token in each of these slots, or end the request."""
-        y_ND = self.slots.commit(list(jobs))
+        self.slots.commit(list(jobs))
         self._evaluations += sum(reading.steps[slot] for slot in jobs)
         answering = {slot: job for slot, job in jobs.items() if job.left == 0}
         fed = {slot: self._go_through_prompt(slot) for slot in jobs if slot not in answering}
-        events = []
-        if answering:
-            rows = [place for place, slot in enumerate(jobs) if slot in answering]
-            events = self._answer(answering, y_ND[rows], reading)
-        ended = {event.request_id for event in events if event.finish_reason is not None}
-        for slot, job in answering.items():
-            if job.id not in ended:
-                fed[slot] = job.answer[-1]
         if fed:
             self.slots.feed(list(fed), list(fed.values()))
+        events = self._answer(answering, reading) if answering else []
+        ended = {event.request_id for event in events if event.finish_reason is not None}
         for number in ended:
             job = self._jobs[number]
             self.prompts.keep(job, self.slots.state_of(self.scheduler.running.index(number)))
@@ -271,11 +264,20 @@ class Engine:
         job.residuals = []
         return job.request.prompt[job.taken]
 
-    def _answer(self, jobs: dict[int, Job], y_ND: Tensor, reading: Reading) -> list[Event]:
-        """Choose the next token of each of these answers; return what is to be told of it."""
-        logits_NV = self.model.logits(y_ND)
-        ids = choose(logits_NV, list(jobs.values()))
-        told = tell(logits_NV, ids, list(jobs.values()))
+    def _answer(self, jobs: dict[int, Job], reading: Reading) -> list[Event]:
+        """Choose the next token of each of these answers; return what is to be told of it.
+
+        All go on with it, also those that it ends: whoever takes their slot begins anew.
+        """
+        rows, asking = list(jobs), list(jobs.values())
+        draws = simple_draws(asking)
+        if draws is not None:
+            ids, told = self.slots.answer(rows, draws), [NOTHING] * len(rows)
+        else:
+            logits_NV = self.evaluation.logits(self.slots.outputs(rows))
+            ids = choose(logits_NV, asking)
+            told = tell(logits_NV, ids, asking)
+            self.slots.feed(rows, ids)
         events = []
         for (slot, job), number, odds in zip(jobs.items(), ids, told, strict=True):
             status = STATUS[reading.status[slot]]

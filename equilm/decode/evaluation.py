@@ -4,17 +4,23 @@ An explicit model is taken for an equation z = F(z) whose F does not look at z: 
 one evaluation whatever the tolerance, so that nothing else has to tell the two apart.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from equilm.nn.attention import AttentionConfig
 from equilm.nn.equilibrium import Equilibrium
-from equilm.nn.linear import VariationalDropout
+from equilm.nn.hybrid import HybridConfig
+from equilm.nn.linear import VariationalDropout, prepared
+from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.mixer import State
-from equilm.nn.model import LanguageModel
+from equilm.nn.model import LanguageModel, head_product, whole_tiles
 from equilm.solve.iterate import Solve
+from equilm.solve.picard import Picard
 from equilm.solve.window import slide
 
 
@@ -46,6 +52,45 @@ class Evaluation:
         self.equilibrium = model.core if isinstance(model.core, Equilibrium) else None
         own = self.equilibrium.solve if self.equilibrium else Solve(cycle=None)
         self.solve = replace(own, max_steps=max(1, own.max_steps))
+        self._head_VD: Tensor | None = None
+
+    @property
+    def can_be_recorded(self) -> bool:
+        """Whether a token's evaluation asks the device nothing, by what is known of its parts."""
+        like = self.model.embedding
+        return (
+            like.is_cuda
+            and like.dtype == torch.float32
+            and isinstance(self.solve.solver, Picard)
+            and self._has_kernels(self.model.config.mixer)
+        )
+
+    @staticmethod
+    def _has_kernels(mixer: MixerConfig | HybridConfig) -> bool:
+        if isinstance(mixer, Mamba2Config):
+            return mixer.eigenvalues == "positive"
+        return isinstance(mixer, AttentionConfig)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the weights folded and cast for the duration of the block."""
+        model = self.model
+        head_VD: Tensor = model.embedding if model.head is None else model.head
+        device = head_VD.device.type
+        if torch.is_autocast_enabled(device):
+            head_VD = head_VD.to(torch.get_autocast_dtype(device))
+        with prepared(model):
+            self._head_VD = whole_tiles(head_VD)
+            try:
+                yield
+            finally:
+                self._head_VD = None
+
+    def logits(self, y_ND: Tensor) -> Tensor:
+        """Return what `LanguageModel.logits` does, from the weights held; inside `held`."""
+        assert self._head_VD is not None
+        logits_NV = head_product(y_ND, self._head_VD)[..., : self.model.vocab_size]
+        return logits_NV.float() if logits_NV.dtype.itemsize < 4 else logits_NV
 
     def inject(self, tokens_BT: Tensor) -> Tensor:
         """Return u_BTE, all that F is told of the tokens."""

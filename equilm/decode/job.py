@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from equilm.decode.request import Event, Request, Token
-from equilm.decode.sampling import Choice, Odds, logprobs, sample
+from equilm.decode.sampling import Choice, Odds, is_simple, logprobs, sample, uniform
 from equilm.decode.snapshots import Snapshot
 from equilm.nn.mixer import State
 
@@ -60,6 +60,15 @@ class Job:
         if self.answer:
             self.seen_V[self.answer[-1]] = True
         return self.seen_V
+
+
+def simple_draws(jobs: Sequence[Job]) -> list[tuple[float, float]] | None:
+    """Return (temperature, uniform number) of each, if nobody wants more than these can give."""
+    wants = [job.request for job in jobs]
+    if not all(is_simple(one.sampling) and one.logprobs is None for one in wants):
+        return None
+    choices = [job.choice for job in jobs]
+    return [(s.temperature, uniform(s.seed, position)) for s, position in choices]
 
 
 def choose(logits_NV: Tensor, jobs: Sequence[Job]) -> list[int]:

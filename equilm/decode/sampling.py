@@ -23,6 +23,7 @@ class Choice(NamedTuple):
 
 # The logarithm of a chosen token's probability, and the likeliest ids with theirs, best first.
 Odds = tuple[float | None, tuple[tuple[int, float], ...]]
+NOTHING: Odds = (None, ())  # of a token whose chances nobody asked for
 
 
 class _Columns(NamedTuple):
@@ -54,13 +55,28 @@ def sample(logits_BV: Tensor, choices: Sequence[Choice], seen_BV: Tensor | None 
     greedy_B = logits_BV.argmax(-1)
     if all(choice.sampling.temperature == 0 for choice in choices):
         return greedy_B
-    cold_B1 = columns.temperature == 0
-    scaled_BV = logits_BV.double() / columns.temperature.where(~cold_B1, 1)
+    scaled_BV = _scaled(logits_BV, columns.temperature)
     kept_BV = _truncated(scaled_BV, columns, [choice.sampling for choice in choices])
-    total_BV = kept_BV.softmax(-1).cumsum(-1)
-    # The first token whose cumulative share exceeds the draw; one of no probability never does.
-    drawn_B1 = torch.searchsorted(total_BV, columns.uniform * total_BV[:, -1:], right=True)
-    return torch.where(cold_B1, greedy_B[:, None], drawn_B1)[:, 0]
+    drawn_B = _drawn(kept_BV, columns.uniform)
+    return torch.where(columns.temperature[:, 0] == 0, greedy_B, drawn_B)
+
+
+def is_simple(sampling: Sampling) -> bool:
+    """Whether nothing but a temperature stands between the logits and the draw."""
+    s = sampling
+    return s.top_k == 0 and s.top_p == 1 and s.min_p == 0 and s.repetition_penalty == 1
+
+
+def draw(logits_BV: Tensor, temperature_B1: Tensor, uniform_B1: Tensor) -> Tensor:
+    """Return what `sample` does for rows that are simple; asks the device nothing.
+
+    Args:
+        logits_BV: Float32 or wider.
+        temperature_B1: Float64.
+        uniform_B1: Float64, `uniform` of each row.
+    """
+    drawn_B = _drawn(_scaled(logits_BV, temperature_B1), uniform_B1)
+    return torch.where(temperature_B1[:, 0] == 0, logits_BV.argmax(-1), drawn_B)
 
 
 def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty_B1: Tensor) -> Tensor:
@@ -78,6 +94,16 @@ def uniform(seed: int, position: int) -> float:
     digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
     # Few enough bits that its product with a total is less than the total.
     return (int.from_bytes(digest) >> 24) / 2**40
+
+
+def _scaled(logits_BV: Tensor, temperature_B1: Tensor) -> Tensor:
+    return logits_BV.double() / temperature_B1.where(temperature_B1 != 0, 1)
+
+
+def _drawn(logits_BV: Tensor, uniform_B1: Tensor) -> Tensor:
+    """The first token whose cumulative share exceeds the draw; one of no probability never does."""
+    total_BV = logits_BV.softmax(-1).cumsum(-1)
+    return torch.searchsorted(total_BV, uniform_B1 * total_BV[:, -1:], right=True)[:, 0]
 
 
 def _columns(choices: Sequence[Choice], device: torch.device) -> _Columns:

@@ -1,10 +1,13 @@
-"""The rows that are being decoded: fixed buffers of states and injections, and the sweep over them.
+"""The rows that are being decoded: buffers of states and injections, and what is done to them.
 
 Row r belongs to the request in slot r. A sweep is a function of the first `width` rows, which are
-views of buffers that never move. It knows no requests. Read `engine.py` next.
+views of buffers that never move; so is what follows for the rows whose token has settled. On a GPU
+each is recorded once for a number of rows and replayed. It knows no requests. Read `engine.py`
+next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,7 +15,10 @@ from torch import Tensor
 
 from equilm import tree
 from equilm.decode.evaluation import Evaluation
+from equilm.decode.sampling import draw
+from equilm.nn.graph import Recorder
 from equilm.nn.mixer import State
+from equilm.ops.rows import row_copier
 from equilm.solve.iterate import Limits, Progress, Status, begin, sweep
 
 Start = Literal["zero", "previous"]
@@ -28,7 +34,7 @@ class Reading(NamedTuple):
     ready: list[bool]  # whether the token has settled and its output is at hand
     steps: list[int]
     status: list[int]  # a Status
-    residuals: list[list[float]] | None  # of each sweep, for each row; if asked for
+    residuals: list[list[float]]  # of each sweep, for each row
 
 
 class Slots:
@@ -40,12 +46,19 @@ class Slots:
         capacity: Tokens that a row's state has room for.
         start: Where the solve of a token begins: at zero, or at the answer to the token before it
             if one evaluation there finds it near.
+        check_every: Sweeps between two looks.
     """
 
     def __init__(
-        self, evaluation: Evaluation, *, rows: int, capacity: int, start: Start = "zero"
+        self,
+        evaluation: Evaluation,
+        *,
+        rows: int,
+        capacity: int,
+        start: Start = "zero",
+        check_every: int = 1,
     ) -> None:
-        self.evaluation, self.rows, self.start = evaluation, rows, start
+        self.evaluation, self.start, self.check_every = evaluation, start, check_every
         device = evaluation.model.embedding.device
         self.state = evaluation.model.init_state(rows, capacity)
         tokens_R1 = torch.zeros(rows, 1, dtype=torch.int64, device=device)
@@ -54,24 +67,21 @@ class Slots:
             torch.zeros(rows, 1, device=device),
             torch.ones(rows, 1, dtype=torch.int32, device=device),
         )
-        self._zero = begin(evaluation.zeros(rows), evaluation.solve)
-        self.progress = self._blank(0)
-        self._image_W1D = self.progress.z
-        self._after: State = None
+        blank = begin(evaluation.zeros(rows), evaluation.solve, settled=tokens_R1 == 0)
+        self.progress: Progress = tree.map_(torch.clone, blank)
+        self._zero = begin(evaluation.zeros(1), evaluation.solve)
+        self._image_R1D = torch.zeros_like(self.progress.z)
+        # What a recording reads: which rows, their tokens, and what these are drawn with.
+        self._rows_R, self._tokens_R1 = tokens_R1[:, 0].clone(), tokens_R1
+        self._draws_R2 = torch.zeros(rows, 2, dtype=torch.float64, device=device)
+        self._record = Recorder(records=evaluation.can_be_recorded)
+        self._width = rows
+        self._keep: dict[int, Callable[[Tensor], None]] = {}
 
-    @property
-    def width(self) -> int:
-        """Rows that the next sweep evaluates."""
-        return len(self.progress.z)
-
-    def resize(self, width: int) -> None:
-        """Let the next sweep evaluate the first `width` rows; new ones are idle."""
-        missing = width - self.width
-        if missing > 0:
-            blank = self._blank(missing)
-            self.progress = tree.map_(lambda *parts: torch.cat(parts), self.progress, blank)
-        elif missing < 0:
-            self.progress = tree.map_(lambda leaf: leaf[:width], self.progress)
+    def forget(self) -> None:
+        """Record anew: the weights have moved."""
+        self._record.forget()
+        self._keep.clear()
 
     def place(self, row: int, state: State, *, tolerance: float, max_steps: int) -> None:
         """Put a state of one row, and the limits of its solves, into a row."""
@@ -80,88 +90,128 @@ class Slots:
         self.limits.tolerance[row] = torch.inf if explicit else tolerance
         self.limits.max_steps[row] = max_steps
         # Nothing was answered before the first token.
-        z_W1D = self.progress.z.clone()
-        z_W1D[row] = 0
-        self.progress = self.progress._replace(z=z_W1D)
+        self.progress.z[row] = 0
 
     def state_of(self, row: int) -> State:
         """Return a view of the state of one row."""
         return tree.map_(lambda leaf: leaf[row : row + 1], self.state)
 
     def move(self, source: int, target: int) -> None:
-        """Copy everything of one row into another; both are below `width`."""
-        for buffers in (self.state, self.inject_R1E, self.limits):
+        """Copy everything of one row into another."""
+        for buffers in (self.state, self.inject_R1E, self.limits, self.progress):
             tree.map_(lambda leaf: leaf[target].copy_(leaf[source]), buffers)
-        rows = torch.arange(self.width, device=self.progress.z.device)
-        rows[target] = source
-        self.progress = tree.take(self.progress, rows)
 
     def feed(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Begin to solve the next token of these rows."""
-        device = self.inject_R1E.device
-        at_N = torch.tensor(rows, device=device)
-        tokens_N1 = torch.tensor(tokens, device=device)[:, None]
-        self.inject_R1E.index_copy_(0, at_N, self.evaluation.inject(tokens_N1))
-        fresh_W = torch.zeros(self.width, dtype=torch.bool, device=device)
-        fresh_W[at_N] = True
-        fresh = self._at_zero()
-        if self.start == "previous":
-            fresh = begin(self.progress.z, self.evaluation.solve)
-        self.progress = tree.select(fresh_W, fresh, self.progress)
+        count = self._choose(rows)
+        self._tokens_R1[:count, 0].copy_(_padded(tokens, count))
+        self._record(("feed", count), partial(self._feed, count))
 
-    def sweep(self, count: int, *, trace: bool) -> Reading:
-        """Evaluate F `count` times for every row, then wait for the device and read."""
-        traced = []
-        for _ in range(count):
-            before_W1, measured_W1D = self.progress.status, self.progress.z
-            self.progress, self._image_W1D, self._after = self._sweep()
+    def sweep(self, width: int) -> Reading:
+        """Evaluate F `check_every` times for the first `width` rows, wait for the device, read."""
+        after, told_KW = self._record(
+            ("sweep", width), partial(self._sweeps, width), changes=self.progress
+        )
+        self._width = width
+        if not self._record.records or width not in self._keep:
+            self._keep[width] = row_copier(
+                zip(tree.leaves(self.state), tree.leaves(after), strict=True)
+            )
+        ready, steps, status, *residuals = told_KW.tolist()
+        return Reading(
+            [bool(one) for one in ready],
+            [int(one) for one in steps],
+            [int(one) for one in status],
+            [list(row) for row in zip(*residuals, strict=True)],
+        )
+
+    def commit(self, rows: Sequence[int]) -> None:
+        """Keep the states after the tokens of these rows, which the last sweep found ready."""
+        count, keep = self._choose(rows), self._keep[self._width]
+        self._record(("commit", self._width, count), lambda: keep(self._rows_R[:count]))
+
+    def outputs(self, rows: Sequence[int]) -> Tensor:
+        """Return the outputs y_ND of these rows, which the last sweep found ready."""
+        return self._image_R1D[torch.tensor(rows, device=self._image_R1D.device), 0]
+
+    def answer(self, rows: Sequence[int], draws: Sequence[tuple[float, float]]) -> list[int]:
+        """Draw a token from the outputs of these ready rows, and begin to solve it.
+
+        Args:
+            rows: Those committed, or some of them.
+            draws: The temperature and the uniform number of each.
+        """
+        count = self._choose(rows)
+        warm = any(temperature > 0 for temperature, _ in draws)
+        if warm:
+            self._draws_R2[:count].copy_(_padded(draws, count))
+        ids_N = self._record(("answer", count, warm), partial(self._answer, count, warm))
+        ids: list[int] = ids_N.tolist()
+        return ids[: len(rows)]
+
+    def _choose(self, rows: Sequence[int]) -> int:
+        """Say which rows it is about; return how many, counting some again for a round number."""
+        count = len(rows)
+        if self._record.records:
+            count = min(1 << (count - 1).bit_length(), len(self._rows_R))
+        self._rows_R[:count].copy_(_padded(rows, count))
+        return count
+
+    def _feed(self, count: int) -> None:
+        rows_N = self._rows_R[:count]
+        self.inject_R1E.index_copy_(0, rows_N, self.evaluation.inject(self._tokens_R1[:count]))
+        z_N1D = self.progress.z[rows_N]
+        if self.start == "zero":
+            z_N1D = torch.zeros_like(z_N1D)
+        fresh = begin(z_N1D, self.evaluation.solve)
+        tree.map_(lambda into, new: into.index_copy_(0, rows_N, new), self.progress, fresh)
+
+    def _answer(self, count: int, warm: bool) -> Tensor:
+        logits_NV = self.evaluation.logits(self._image_R1D[self._rows_R[:count], 0])
+        if warm:
+            ids_N = draw(logits_NV, self._draws_R2[:count, :1], self._draws_R2[:count, 1:])
+        else:
+            ids_N = logits_NV.argmax(-1)
+        self._tokens_R1[:count, 0].copy_(ids_N)
+        self._feed(count)
+        return ids_N
+
+    def _sweeps(self, width: int) -> tuple[State, Tensor]:
+        """Do it; return the states after the tokens, at the points last measured, and a table."""
+        views = self.inject_R1E, self.limits, self.state, self.progress, self._image_R1D
+        u_W1E, limits, state, progress, image_W1D = tree.map_(lambda leaf: leaf[:width], views)
+        # A step rule may remember the very point that was measured.
+        p, traced = progress._replace(z=progress.z.clone()), []
+        for _ in range(self.check_every):
+            before = p
+            p, fz_W1D, after = sweep(
+                lambda z_W1D: self.evaluation(z_W1D, u_W1E, state),
+                p,
+                self.evaluation.solve,
+                chain=False,
+                limits=limits,
+            )
             if self.start == "previous":
-                self.progress = self._back_to_zero(self.progress, measured_W1D)
-            if trace:
-                traced.append(self.progress.residual[:, 0])
-        p = self.progress
+                p = self._back_to_zero(p, before.z)
+            traced.append(p.residual)
         # Who gave up in the last sweep was moved by it: the next one finds out where to.
-        ready_W1 = (p.status == Status.CONVERGED) | (before_W1 != Status.OPEN)
-        table = torch.cat([ready_W1.int(), p.steps, p.status.int()], dim=1).T.tolist()
-        residuals = torch.stack(traced, dim=1).tolist() if trace else None
-        return Reading([bool(one) for one in table[0]], table[1], table[2], residuals)
-
-    def commit(self, rows: Sequence[int]) -> Tensor:
-        """Keep the states after the tokens of these ready rows; return their outputs y_ND."""
-        at_N = torch.tensor(rows, device=self._image_W1D.device)
-
-        def keep(into_R: Tensor, after_W: Tensor) -> None:
-            # A buffer that the evaluation wrote into holds them already.
-            if after_W.data_ptr() != into_R.data_ptr():
-                into_R.index_copy_(0, at_N, after_W.index_select(0, at_N).to(into_R.dtype))
-
-        tree.map_(keep, self.state, self._after)
-        return self._image_W1D[at_N, 0]
-
-    def _sweep(self) -> tuple[Progress, Tensor, State]:
-        width = self.width
-        u_W1E, limits, state = tree.map_(
-            lambda leaf: leaf[:width], (self.inject_R1E, self.limits, self.state)
-        )
-        return sweep(
-            lambda z_W1D: self.evaluation(z_W1D, u_W1E, state),
-            self.progress,
-            self.evaluation.solve,
-            chain=False,
-            limits=limits,
-        )
-
-    def _at_zero(self) -> Progress:
-        return tree.map_(lambda leaf: leaf[: self.width], self._zero)
+        ready_W1 = (p.status == Status.CONVERGED) | (before.status != Status.OPEN)
+        told = ready_W1, p.steps, p.status, *traced
+        image_W1D.copy_(fz_W1D)
+        tree.map_(lambda into, new: into.copy_(new) if into is not new else into, progress, p)
+        # One table, so that the host asks once.
+        return after, torch.cat([one.float() for one in told], dim=1).T.contiguous()
 
     def _back_to_zero(self, p: Progress, measured_W1D: Tensor) -> Progress:
         """Let rows that began at an answer which is not near begin again, one evaluation later."""
         first_W1 = (p.steps == 1) & (p.status == Status.OPEN)
         far_W1 = first_W1 & (p.residual >= NEAR) & (measured_W1D != 0).any(-1)
-        fresh = self._at_zero()._replace(steps=p.steps, age=p.age, residual=p.residual)
-        return tree.select(far_W1[:, 0], fresh, p)
+        fresh = self._zero._replace(steps=p.steps, age=p.age, residual=p.residual)
+        back: Progress = tree.select(far_W1[:, 0], fresh, p)
+        return back
 
-    def _blank(self, rows: int) -> Progress:
-        """The progress of rows in which nothing is solved."""
-        settled_R1 = torch.ones(rows, 1, dtype=torch.bool, device=self.inject_R1E.device)
-        return begin(self.evaluation.zeros(rows), self.evaluation.solve, settled=settled_R1)
+
+def _padded(values: Sequence[int] | Sequence[tuple[float, float]], count: int) -> Tensor:
+    """Return values as a tensor of `count` rows, the first again behind the last."""
+    repeated = [values[0]] * (count - len(values))
+    return torch.tensor([*values, *repeated])

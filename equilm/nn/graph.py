@@ -1,9 +1,15 @@
-"""Any function without arguments as a CUDA graph. `capture.py` has training's graphs."""
+"""Any function without arguments as a CUDA graph. `capture.py` has training's graphs.
 
-from collections.abc import Callable
-from typing import TypeVar
+`Recorder` calls functions whose buffers stay where they are, from graphs where it may. Read
+`equilm/decode/slots.py` next.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
+
+from equilm import tree
 
 T = TypeVar("T")
 
@@ -13,7 +19,7 @@ def recorded(function: Callable[[], T]) -> Callable[[], T]:
 
     Args:
         function: Reads and writes tensors that stay where they are, needs no gradient, and asks
-            the device nothing.
+            the device nothing. It is run once before it is recorded.
 
     Returns:
         What replays it, and returns the very tensors of the recording, overwritten.
@@ -33,3 +39,38 @@ def recorded(function: Callable[[], T]) -> Callable[[], T]:
         return result
 
     return replay
+
+
+class Recorder:
+    """Calls functions by name: the first of a name is recorded, and replayed whenever asked again.
+
+    Args:
+        records: Whether to; if not, a call is a call.
+    """
+
+    def __init__(self, *, records: bool) -> None:
+        self.records = records
+        self._replays: dict[Hashable, Callable[[], Any]] = {}
+
+    def __call__(
+        self, name: Hashable, function: Callable[[], T], *, changes: tree.Tree = None
+    ) -> T:
+        """Call a function, or what was recorded of the first of its name.
+
+        Args:
+            name: Two functions of one name do the same to the same buffers.
+            function: As for `recorded`; done twice it must leave what it leaves done once.
+            changes: But for these buffers, which may be different then.
+        """
+        if not self.records:
+            return function()
+        if name not in self._replays:
+            before = tree.map_(torch.clone, changes)
+            self._replays[name] = recorded(function)
+            tree.map_(lambda leaf, old: leaf.copy_(old), changes, before)
+        result: T = self._replays[name]()
+        return result
+
+    def forget(self) -> None:
+        """Record anew, because buffers have moved."""
+        self._replays.clear()

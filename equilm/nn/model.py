@@ -247,11 +247,15 @@ class LanguageModel(nn.Module):
 
 def head_product(z_BTD: Tensor, head_VD: Tensor) -> Tensor:
     """Return W_head z (B, T, V) in the type of the head, or of autocast."""
-    rows = len(head_VD)
-    if head_VD.is_cuda:
-        # Fast products want whole tiles; a ragged vocabulary costs several times as much.
-        head_VD = nn.functional.pad(head_VD, (0, 0, 0, -rows % 64))
+    rows, head_VD = len(head_VD), whole_tiles(head_VD)
     return nn.functional.linear(z_BTD.to(head_VD.dtype), head_VD)[..., :rows]
+
+
+def whole_tiles(head_VD: Tensor) -> Tensor:
+    """Return the head, on a GPU with as many rows of zeros behind it as fast products want."""
+    missing = -len(head_VD) % 64 if head_VD.is_cuda else 0
+    # A ragged vocabulary costs several times as much.
+    return nn.functional.pad(head_VD, (0, 0, 0, missing)) if missing else head_VD
 
 
 def build_core(config: ModelConfig) -> Mixer:

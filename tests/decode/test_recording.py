@@ -1,0 +1,121 @@
+"""What is replayed from recordings gives what is called, on a GPU and in an imitation of one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from equilm import tree
+from equilm.decode.engine import Engine
+from equilm.decode.evaluation import Evaluation
+from equilm.decode.request import Request, Sampling
+from equilm.nn import graph
+from equilm.nn.linear import Weight
+from tests.decode.plain import plain, ragged, run
+from tests.nn.build import equilibrium_model, language_model
+
+KINDS = [(kind, implicit) for kind in ("mamba2", "attention") for implicit in (True, False)]
+
+
+def imitation(function: Callable[[], Any]) -> Callable[[], Any]:
+    """What a recording does: run once before, and ever after into the same tensors."""
+    result = function()
+
+    def replay() -> Any:
+        again = function()
+        tree.map_(lambda old, new: old.copy_(new) if old is not new else old, result, again)
+        return result
+
+    return replay
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let engines record on a CPU; holds what was recorded."""
+    made: list[Any] = []
+
+    def noted(function: Callable[[], Any]) -> Callable[[], Any]:
+        made.append(function)
+        return imitation(function)
+
+    monkeypatch.setattr(graph, "recorded", noted)
+    monkeypatch.setattr(Evaluation, "can_be_recorded", True)
+    return made
+
+
+def build(kind: str, implicit: bool) -> Any:
+    return (equilibrium_model if implicit else language_model)(kind, num_layers=1).eval()
+
+
+@pytest.mark.parametrize(("kind", "implicit"), KINDS)
+@pytest.mark.parametrize(
+    "settings",
+    [{"slots": 1, "short": 0}, {"slots": 3}, {"slots": 8, "check_every": 3, "short": 0}],
+    ids=str,
+)
+def test_replaying_is_the_plain_loop(
+    kind: str, implicit: bool, settings: dict[str, Any], recordings: list[Any]
+) -> None:
+    requests = ragged(6)
+    engine = Engine(build(kind, implicit), capacity=40, window=1, **settings)
+    assert run(engine, requests) == [plain(build(kind, implicit), each) for each in requests]
+    # Few numbers of rows, so few recordings for hundreds of calls.
+    assert 3 <= len(recordings) <= 30
+    assert engine.counts.sweeps > 2 * len(recordings) or not implicit
+
+
+@pytest.mark.parametrize("start", ["zero", "previous"])
+def test_replaying_is_calling(start: Any, recordings: list[Any]) -> None:
+    model = build("mamba2", True)
+    odd = [
+        Request(prompt=(1, 2), max_tokens=9, sampling=Sampling(top_k=3, seed=1), tolerance=1e-6),
+        Request(prompt=(3,), max_tokens=9, logprobs=2, residuals=True, tolerance=1e-6),
+        Request(prompt=(4, 5), max_tokens=5, stop_tokens=(1, 2, 3, 4), tolerance=1e-6),
+    ]
+    engines = [Engine(model, slots=4, start=start) for _ in range(2)]
+    engines[1].slots._record.records = False
+    first, second = (run(engine, [*ragged(4), *odd]) for engine in engines)
+    assert first == second
+    assert recordings
+
+
+def test_weights_that_moved_are_recorded_anew(recordings: list[Any]) -> None:
+    model = build("mamba2", True)
+    engine, request = Engine(model), Request(prompt=(1, 2), max_tokens=3)
+    before, count = run(engine, [request]), len(recordings)
+    with torch.no_grad():
+        model.embedding.copy_(model.embedding.flip(0))
+        for part in model.modules():
+            if isinstance(part, Weight):
+                part.assign(0.9 * part.effective())
+    after = run(engine, [request])
+    assert after == [plain(model, request)] != before
+    assert len(recordings) == 2 * count
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "implicit"), KINDS)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("check_every", [1, 3])
+def test_graphs_are_calling(kind: str, implicit: bool, precision: Any, check_every: int) -> None:
+    model = build(kind, implicit).float().cuda()
+    requests = [*ragged(6), *ragged(3, seed=1, logprobs=2)]
+    settings: dict[str, Any] = {"slots": 4, "capacity": 40, "check_every": check_every}
+    engines = [Engine(model, precision=precision, **settings) for _ in range(2)]
+    assert engines[0].slots._record.records
+    engines[1].slots._record.records = False
+    first, second = (run(engine, requests) for engine in engines)
+    same = [[token.id for token in one.tokens] for one in first]
+    assert same == [[token.id for token in one.tokens] for one in second]
+    assert [one.tokens[0].steps for one in first] == [one.tokens[0].steps for one in second]
+
+
+@pytest.mark.gpu
+def test_graph() -> None:
+    x: Tensor = torch.zeros(3, device="cuda")
+    record = graph.Recorder(records=True)
+    for turn in range(3):
+        y = record("add", lambda: x.add_(1) * 2, changes=x)
+        assert y.tolist() == [2.0 * (turn + 1)] * 3

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from equilm.nn.attention import AttentionConfig
 from equilm.nn.equilibrium import Equilibrium
-from equilm.nn.hybrid import HybridConfig
 from equilm.nn.linear import VariationalDropout, prepared
 from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.mixer import State
@@ -66,7 +65,7 @@ class Evaluation:
         )
 
     @staticmethod
-    def _has_kernels(mixer: MixerConfig | HybridConfig) -> bool:
+    def _has_kernels(mixer: object) -> bool:
         if isinstance(mixer, Mamba2Config):
             return mixer.eigenvalues == "positive"
         return isinstance(mixer, AttentionConfig)

@@ -2,8 +2,8 @@
 
     h_t = exp(dt_t a) h_{t−1} + dt_t x_t b_t,   y_t = c_t · h_t + skip x_t      per channel
 
-A token with dt = 0 leaves the state untouched, which is how padding is skipped. Read
-`equilm/nn/s6.py` next.
+A token with dt = 0 leaves the state untouched, which is how padding is skipped. The kernels of
+`selective_triton.py` know real decays. Read `equilm/nn/s6.py` next.
 """
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from equilm.ops.recurrence import recurrence
 
+MAX_KERNEL_STATE = 64  # N of the Triton kernels, which keep a channel's state in a thread
 CHUNK = 64  # tokens whose states (B, CHUNK, I, N) are there at once, without a gradient
 
 
@@ -36,10 +37,15 @@ def selective_scan(
         state_BIN: (B, I, N) initial state; `None` means zeros.
 
     Returns:
-        y_BTI and the final state (B, I, N), in float32 or wider.
+        y_BTI in float32 or wider (on a GPU, in the type of x), and the final state (B, I, N) in
+        float32 or wider.
 
-    Source: Gu and Dao 2023, arXiv 2312.00752, algorithm 2.
+    Source: Gu and Dao 2023, arXiv 2312.00752, algorithm 2. On a GPU: `selective_triton.py`.
     """
+    if _fits_kernels(x_BTI, a_IN):
+        from equilm.ops.selective_triton import SelectiveScan
+
+        return SelectiveScan.apply(x_BTI, dt_BTI, a_IN, b_BTN, c_BTN, skip_I, state_BIN)
     with torch.autocast(x_BTI.device.type, enabled=False):
         return selective_scan_chunked(x_BTI, dt_BTI, a_IN, b_BTN, c_BTN, skip_I, state_BIN)
 
@@ -69,3 +75,8 @@ def selective_scan_chunked(
         y.append(2 * y_BLI.real if a_IN.is_complex() else y_BLI)
     assert state_BIN is not None
     return torch.cat(y, dim=1) + skip_I * x_BTI, state_BIN
+
+
+def _fits_kernels(x_BTI: Tensor, a_IN: Tensor) -> bool:
+    wide = torch.float64 in (x_BTI.dtype, a_IN.dtype)
+    return x_BTI.is_cuda and not (wide or a_IN.is_complex()) and a_IN.shape[1] <= MAX_KERNEL_STATE

@@ -6,6 +6,8 @@ Read `scheduler.py` and `engine.py` next.
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+MOST_STEPS = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -49,9 +51,9 @@ class Request:
         max_tokens: Tokens to generate at most, ≥ 1.
         sampling: How tokens are chosen.
         stop_tokens: Ids that end the answer; they are not part of it.
-        tolerance: A token is solved when one more evaluation changes it by this share, ≥ 0; the
-            dial between quality and speed.
-        max_steps: Evaluations a token may take, ≥ 1.
+        tolerance: A token is solved when one more evaluation changes it by this share, in [0, 1];
+            the dial between quality and speed. From zero the first evaluation changes all: 1.
+        max_steps: Evaluations a token may take, in [1, 1,000,000].
         logprobs: How many alternatives to report with each token, ≥ 0; `None` reports nothing.
         residuals: Whether to report the residual after every evaluation.
         echo: Whether to report the tokens of the prompt too, as if they had been generated.
@@ -70,11 +72,14 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("prompt: expected at least one token, got none")
-        for name in ("max_tokens", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {getattr(self, name)}")
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance: expected a number >= 0, got {self.tolerance}")
+        if not (isinstance(self.max_tokens, int) and self.max_tokens >= 1):
+            raise ValueError(f"max_tokens: expected an integer >= 1, got {self.max_tokens}")
+        if not (isinstance(self.max_steps, int) and 1 <= self.max_steps <= MOST_STEPS):
+            raise ValueError(
+                f"max_steps: expected an integer in [1, {MOST_STEPS}], got {self.max_steps}"
+            )
+        if not 0 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance: expected a number in [0, 1], got {self.tolerance}")
         if self.logprobs is not None and self.logprobs < 0:
             raise ValueError(f"logprobs: expected an integer >= 0, got {self.logprobs}")
 

@@ -180,22 +180,22 @@ class Slots:
         """Do it; return the states after the tokens, at the points last measured, and a table."""
         views = self.inject_R1E, self.limits, self.state, self.progress, self._image_R1D
         u_W1E, limits, state, progress, image_W1D = tree.map_(lambda leaf: leaf[:width], views)
-        # A step rule may remember the very point that was measured.
-        p, traced = progress._replace(z=progress.z.clone()), []
+        p, traced = progress, []
         for _ in range(self.check_every):
-            before = p
+            status_W1, z_W1D = p.status.clone(), p.z.clone()
             p, fz_W1D, after = sweep(
                 lambda z_W1D: self.evaluation(z_W1D, u_W1E, state),
-                p,
+                p._replace(z=z_W1D),
                 self.evaluation.solve,
                 chain=False,
                 limits=limits,
+                inplace=self.start == "zero",
             )
             if self.start == "previous":
-                p = self._back_to_zero(p, before.z)
-            traced.append(p.residual)
+                p = self._back_to_zero(p, z_W1D)
+            traced.append(p.residual.clone())
         # Who gave up in the last sweep was moved by it: the next one finds out where to.
-        ready_W1 = (p.status == Status.CONVERGED) | (before.status != Status.OPEN)
+        ready_W1 = (p.status == Status.CONVERGED) | (status_W1 != Status.OPEN)
         told = ready_W1, p.steps, p.status, *traced
         image_W1D.copy_(fz_W1D)
         tree.map_(lambda into, new: into.copy_(new) if into is not new else into, progress, p)

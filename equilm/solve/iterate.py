@@ -8,7 +8,6 @@ nothing in it waits for the device. The sliding window and the decoding engine d
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,41 +15,14 @@ from torch import Tensor
 
 from equilm.solve.anderson import Anderson
 from equilm.solve.broyden import Broyden
+from equilm.solve.judge import CycleRule as CycleRule
+from equilm.solve.judge import Record, judge
+from equilm.solve.judge import Status as Status
 from equilm.solve.move import moved, relative_residual, stepped
 from equilm.solve.picard import Picard
 
 # z (..., N) → (F(z) (..., N), anything else the evaluation yields)
 Transition = Callable[[Tensor], tuple[Tensor, Any]]
-
-
-class Status(IntEnum):
-    """How an unknown ended; `OPEN` while it is still being solved."""
-
-    OPEN = -1
-    CONVERGED = 0
-    CAPPED = 1
-    CYCLING = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class CycleRule:
-    """Give up on an unknown whose residual has stopped falling.
-
-    When the residual has not fallen below `factor` times what it was `patience` evaluations ago,
-    the unknown's steps are halved; after `halvings` of these it is `CYCLING` and keeps its best
-    iterate. 0.9 and 8 let a map with spectral radius 0.98 pass.
-    """
-
-    patience: int = 8
-    factor: float = 0.9
-    halvings: int = 2
-
-    def __post_init__(self) -> None:
-        if self.patience < 1 or self.halvings < 0 or not 0 < self.factor <= 1:
-            raise ValueError(
-                "cycle: expected patience >= 1, halvings >= 0 and factor in (0, 1], got "
-                f"{self.patience}, {self.halvings} and {self.factor}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +144,7 @@ def sweep(
             Then it settles only together with or after all before it, so that its answer depends
             on nothing behind it.
         limits: Tolerance and steps of each unknown, instead of those of `solve`.
-        inplace: Whether z and the best z may be overwritten where they lie.
+        inplace: Whether a GPU may overwrite the progress where it lies, its tensors being apart.
 
     Returns:
         The next progress, and F(z) and aux at the point that was measured.
@@ -180,64 +152,22 @@ def sweep(
     p = progress
     tolerance, max_steps = limits or (solve.tolerance, solve.max_steps)
     fz, aux = transition(p.z)
-    was_open = p.status == Status.OPEN
-    residual = torch.where(was_open, relative_residual(fz, p.z), p.residual)
-    good = ~was_open | (residual <= tolerance)
-    before, through = _prefixes(good) if chain else (torch.ones_like(good), good)
-    p = p._replace(
-        status=p.status.masked_fill(was_open & through, Status.CONVERGED),
-        steps=p.steps + was_open.int(),
-        residual=residual,
-        age=p.age + (was_open & before).int(),
+    # What a step rule remembers may be the point itself.
+    inplace = inplace and not p.memory
+    record, better, moves, gave_up = judge(
+        relative_residual(fz, p.z),
+        Record(*(getattr(p, name) for name in Record._fields)),
+        tolerance,
+        max_steps,
+        solve.cycle,
+        chain=chain,
+        inplace=inplace,
     )
-    p, better, moves = _judge(p, was_open & before & ~through, solve.cycle, max_steps)
+    p = p._replace(**record._asdict())
     relax = p.relax if solve.cycle is not None else None
     step = stepped(solve.solver, p.z, fz, p.memory, relax)
-    gave_up = was_open & (p.status > Status.CONVERGED)
     z, best_z = moved(p.z, p.best_z, step, better, moves, gave_up, inplace=inplace)
     return p._replace(z=z, best_z=best_z, memory=step.memory), fz, aux
-
-
-def _prefixes(good: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether everything before an unknown of a chain is good, and everything up to it."""
-    through = good.cumprod(-1).bool()
-    before = torch.cat([torch.ones_like(through[..., :1]), through[..., :-1]], dim=-1)
-    return before, through
-
-
-def _judge(
-    p: Progress, front: Tensor, cycle: CycleRule | None, max_steps: int | Tensor
-) -> tuple[Progress, Tensor, Tensor]:
-    """End those unknowns in front that will not converge.
-
-    Returns the progress, which unknowns are at their best point, and which take the step.
-    """
-    better = front & (p.residual < p.best_residual)
-    p = p._replace(best_residual=torch.where(better, p.residual, p.best_residual))
-    if cycle is not None:
-        p = _watch(p, front, cycle)
-    finite = torch.isfinite(p.residual)
-    late = front & (p.status == Status.OPEN) & (p.age >= max_steps)
-    p = p._replace(status=p.status.masked_fill(late | (front & ~finite), Status.CAPPED))
-    gave_up = front & (p.status != Status.OPEN)
-    # An unknown that was still improving when its steps ran out takes the last of them too.
-    moves = finite & ((p.status == Status.OPEN) | (late & better))
-    p = p._replace(residual=torch.where(gave_up, p.best_residual, p.residual))
-    return p, better, moves
-
-
-def _watch(p: Progress, front: Tensor, rule: CycleRule) -> Progress:
-    """Count the evaluations since the residual last fell enough; halve the steps or give up."""
-    fell = front & (p.residual < rule.factor * p.mark)
-    stalled = torch.where(fell, 0, p.stalled + front.int())
-    stuck = front & (stalled >= rule.patience)
-    hopeless = stuck & (p.relax <= 0.5**rule.halvings)
-    return p._replace(
-        status=p.status.masked_fill(hopeless, Status.CYCLING),
-        stalled=torch.where(stuck, 0, stalled),
-        mark=torch.where(fell, p.residual, p.mark),
-        relax=torch.where(stuck, p.relax * 0.5, p.relax),
-    )
 
 
 def iterate(

@@ -36,8 +36,9 @@ def stepped(solver: Solver, z: Tensor, fz: Tensor, memory: Any, relax: Tensor | 
     """Ask the step rule; `relax` (...) is the share of its step that is taken."""
     if isinstance(solver, Picard) and _fused(z):
         # Its step is a share of the way to F(z) already.
-        share = torch.full(z.shape[:-1], solver.damping, device=z.device)
-        return Step(fz, share if relax is None else share * relax, memory)
+        if relax is not None:
+            return Step(fz, relax * solver.damping, memory)
+        return Step(fz, torch.full(z.shape[:-1], solver.damping, device=z.device), memory)
     # Autocast would compute the products of the step rule in half precision.
     with torch.autocast(z.device.type, enabled=False):
         target, memory = solver.step(z, fz, memory)

@@ -80,7 +80,10 @@ def test_samples_come_in_order(
         (["--tokens", "11"], r"prompt: expected ids in \[0, 11\), got 11"),
         (["--tokens", "1", "--samples", "0"], "samples: expected an integer >= 1, got 0"),
         (["--tokens", "1", "--tokenizer", "nowhere"], "nowhere: expected the folder of a token"),
-        (["--tokens", "1", "--tolerance", "-1"], "tolerance: expected a number >= 0, got -1"),
+        (
+            ["--tokens", "1", "--tolerance", "-1"],
+            r"tolerance: expected a number in \[0, 1\], got -1",
+        ),
     ],
     ids=str,
 )

@@ -36,7 +36,7 @@ def _rows(
         there = t + j * STEP
         mask_1C = _at(there, num_tokens, i_1C, num_channels)
         row_1C = tl.load(x_1C + there * stride_t, mask=mask_1C, other=0.0)
-        rows += (row_1C.to(tl.float32),)
+        rows += (row_1C.to(tl.float32),)  # type: ignore[assignment]
     return rows
 
 
@@ -165,7 +165,7 @@ def carry(
 def _zeros(C: tl.constexpr, ROWS: tl.constexpr):
     rows = ()
     for _ in tl.static_range(ROWS):
-        rows += (tl.zeros((1, C), dtype=tl.float32),)
+        rows += (tl.zeros((1, C), dtype=tl.float32),)  # type: ignore[assignment]
     return rows
 
 

@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from equilm.record import Record
-from equilm.report import curves, language, maps, scaling, traffic
+from equilm.report import curves, extrapolation, language, maps, scaling, traffic
 from equilm.report.plot import Plot
 
 FIGURES: tuple[Callable[[Iterable[Record]], Plot | None], ...] = (
     curves.accuracy_by_length,
     curves.accuracy_by_position,
+    extrapolation.perplexity_by_length,
     language.perplexity_by_position,
     language.perplexity_by_sweeps,
     maps.effort_map,
     curves.residual_curves,
     maps.jacobian_maps,
     curves.training_curves,
+    extrapolation.validation_curves,
     scaling.scaling_curves,
     traffic.traffic_curves,
 )

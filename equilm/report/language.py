@@ -1,7 +1,7 @@
 """Language models on text: perplexity by length, position and sweeps, duality, zero-shot scores.
 
-Tables and figures from the Records of `equilm evaluate --text` and `--harness`. Read `page.py`
-next.
+Tables and figures from the Records of `equilm evaluate --text` and `--harness`. Read
+`extrapolation.py` next.
 """
 
 from collections.abc import Iterable, Sequence
@@ -55,7 +55,7 @@ def perplexity_by_position(records: Iterable[Record]) -> Plot | None:
             x = np.sqrt(np.maximum(bins[line][:-1], 1) * bins[line][1:])
             axes.plot(x, nats, **stroke_of(line), color=colour, clip_on=False)
             drawn[select.label(line, lines)] = End(nats[-1], colour, stroke_of(line))
-        _perplexity_axis(axes)
+        perplexity_axis(axes)
         plot.label_ends(axes, drawn, height=2.3)
         mark_trained(axes, records)
     caption = "Each point is the mean over a stretch of positions as long as all before it. A "
@@ -77,7 +77,7 @@ def perplexity_by_sweeps(records: Iterable[Record]) -> Plot | None:
             nats = np.log([lines[line][count] for count in sorted(lines[line])])
             axes.plot(sorted(lines[line]), nats, **stroke_of(line), color=colour, clip_on=False)
             drawn[select.label(line, lines)] = End(float(nats[-1]), colour, stroke_of(line))
-        _perplexity_axis(axes)
+        perplexity_axis(axes)
         plot.label_ends(axes, drawn, height=2.3)
     caption = "The solve is stopped after so many evaluations, whatever its residual. In "
     caption += "simultaneous mode these are sweeps over the whole sequence."
@@ -163,8 +163,8 @@ def _mean(records: Sequence[Record], form: str) -> str:
     return form.format(sum(map(select.number, records)) / len(records))
 
 
-def _perplexity_axis(axes: Axes) -> None:
-    """What is drawn is its logarithm, what is written is the perplexity."""
+def perplexity_axis(axes: Axes) -> None:
+    """Write perplexities on a y axis along which their logarithms are drawn."""
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.02, high + 0.02)
     ticks = list(MaxNLocator(6).tick_values(np.exp(low), np.exp(high)))

@@ -1,8 +1,8 @@
 """The Triton kernels of the selective scan: a walk over tokens, and the gradients of a chunk.
 
-A thread has a channel with all its N numbers, so that sums over N stay in registers. States lie as
-(…, N, I), which threads side by side read side by side; N and C are padded to powers of two.
-Exponents are dt · a ≤ 0. Read `selective_triton.py` first.
+A thread has a channel with all its N numbers, so that sums over N stay in registers; N and C are
+padded to powers of two. The states between chunks lie as (N, I), which threads side by side read
+side by side, all others as (I, N). Exponents are dt · a ≤ 0. Read `selective_triton.py` first.
 """
 
 import triton
@@ -83,14 +83,14 @@ def walk(
     k, row = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     i_1C, n_N = tl.program_id(0) * C + tl.arange(0, C)[None, :], tl.arange(0, N)
     mask_1C = i_1C < num_channels
-    state_at = n_N[:, None] * num_channels + i_1C
+    own_at, state_at = i_1C * num_n + n_N[:, None], n_N[:, None] * num_channels + i_1C
     state_mask = (n_N < num_n)[:, None] & mask_1C
     size = num_n * num_channels
-    a_NC = tl.load(a + state_at, mask=state_mask, other=0.0)
+    a_NC = tl.load(a + own_at, mask=state_mask, other=0.0)
     here = row * tl.num_programs(1) + k
     h_NC = tl.zeros((N, C), dtype=tl.float32)
     if starts is not None:
-        h_NC = tl.load(starts + here * size + state_at, mask=state_mask, other=0.0)
+        h_NC = tl.load(starts + here * size + own_at, mask=state_mask, other=0.0)
     x_1C, dt_1C = x + row * stride_xb + i_1C, dt + row * num_tokens * num_channels + i_1C
     b_N, c_N = b + row * num_tokens * num_n + n_N, c + row * num_tokens * num_n + n_N
     total_1C = tl.zeros((1, C), dtype=tl.float32)
@@ -98,7 +98,8 @@ def walk(
         y_1C = y + row * num_tokens * num_channels + i_1C
         skip_1C = tl.load(skip + i_1C, mask=mask_1C, other=0.0)
     STEP: tl.constexpr = -1 if REVERSE else 1
-    stop = min(segment, tl.cdiv(num_tokens - k * segment, CHUNK) * CHUNK)
+    ROUND: tl.constexpr = GROUP if states is None else CHUNK
+    stop = min(segment, tl.cdiv(num_tokens - k * segment, ROUND) * ROUND)
     t = k * segment + (stop - 1 if REVERSE else 0)
     dts = _rows(dt_1C, t, num_channels, num_tokens, i_1C, num_channels, STEP, GROUP)
     xs = _rows(x_1C, t, stride_xt, num_tokens, i_1C, num_channels, STEP, GROUP)
@@ -124,7 +125,7 @@ def walk(
                 tl.store(y_1C + t * num_channels, y_of_1C.to(y.dtype.element_ty), mask=kept_1C)
             t += STEP
         dts, xs = next_dts, next_xs
-    tl.store(ends + here * size + state_at, h_NC, mask=state_mask)
+    tl.store(ends + here * size + own_at, h_NC, mask=state_mask)
     tl.store(totals + here * num_channels + i_1C, total_1C, mask=mask_1C)
 
 
@@ -146,7 +147,7 @@ def carry(
     row = tl.program_id(1).to(tl.int64)
     i_1C, n_N = tl.program_id(0) * C + tl.arange(0, C)[None, :], tl.arange(0, N)
     mask_1C = i_1C < num_channels
-    at = n_N[:, None] * num_channels + i_1C
+    at = i_1C * num_n + n_N[:, None]
     mask = (n_N < num_n)[:, None] & mask_1C
     size = num_n * num_channels
     a_NC = tl.load(a + at, mask=mask, other=0.0)
@@ -264,7 +265,7 @@ def chunk_backward(
         before = (row * num_chunks + chunk) * size + i_1C
         for n in range(num_n):
             of_n = n * num_channels
-            a_1C = tl.load(a + of_n + i_1C, mask=mask_1C, other=0.0)
+            a_1C = tl.load(a + i_1C * num_n + n, mask=mask_1C, other=0.0)
             h_1C = tl.load(states + before + of_n, mask=mask_1C, other=0.0).to(tl.float32)
             g_1C = tl.load(dstates + before + of_n, mask=mask_1C, other=0.0).to(tl.float32)
             ddts, alongs, da_1C = _number(

@@ -26,7 +26,7 @@ class _Inputs(NamedTuple):
 
     x: Tensor  # (B, T, I), its last dimension dense
     dt: Tensor  # (B, T, I)
-    a: Tensor  # (N, I)
+    a: Tensor  # (I, N)
     b: Tensor  # (B, T, N)
     c: Tensor  # (B, T, N)
     skip: Tensor  # (I,)
@@ -40,18 +40,18 @@ class SelectiveScan(torch.autograd.Function):
         inputs = _Inputs(
             _last_dense(x),
             dt.float().contiguous(),
-            a.float().t().contiguous(),
+            a.float().contiguous(),
             b.float().contiguous(),
             c.float().contiguous(),
             skip.float().contiguous(),
         )
-        first = None if first is None else first.float().transpose(1, 2).contiguous()
+        first = None if first is None else first.float().contiguous()
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         starts, ends = _walked(inputs, first, y=y)
         ctx.save_for_backward(*inputs, starts)
         ctx.set_materialize_grads(False)
         ctx.has_first, ctx.types = first is not None, (b.dtype, c.dtype)
-        return y, ends[:, -1].transpose(1, 2).contiguous()
+        return y, ends[:, -1]
 
     @staticmethod
     @once_differentiable
@@ -64,9 +64,9 @@ class SelectiveScan(torch.autograd.Function):
         _walk(inputs, starts, states=states, segments=1 if starts is None else starts.shape[1])
         back = inputs._replace(x=dy, b=inputs.c)
         dstates = _between(inputs)
-        dlast = None if dlast is None else dlast.float().transpose(1, 2).contiguous()
+        dlast = None if dlast is None else dlast.float().contiguous()
         _, ends = _walked(back, dlast, states=dstates, reverse=True)
-        dfirst = ends[:, 0].transpose(1, 2) if ctx.has_first else None
+        dfirst = ends[:, 0] if ctx.has_first else None
         dx, ddt, da, db, dc, dskip = _of_chunks(inputs, dy, states, dstates)
         return dx, ddt, da, db.to(ctx.types[0]), dc.to(ctx.types[1]), dskip, dfirst
 
@@ -83,7 +83,7 @@ def _walked(
 
     Args:
         inputs: Of the scan; backwards, dy and c in the places of x and b.
-        first: (B, N, I) where the walk begins; `None` means zeros.
+        first: (B, I, N) where the walk begins; `None` means zeros.
         y: (B, T, I) takes the outputs.
         states: (B, K, N, I) takes the state where the walk enters each chunk.
         reverse: Whether it walks back, with cotangents.
@@ -103,7 +103,7 @@ def _walked(
             starts,
             segments,
             channels,
-            num_n=len(inputs.a),
+            num_n=inputs.a.shape[1],
             REVERSE=reverse,
             **sizes,
         )
@@ -143,7 +143,7 @@ def _walk(
         channels,
         _segment(tokens, segments),
         triton.cdiv(tokens, CHUNK),
-        num_n=len(a),
+        num_n=a.shape[1],
         REVERSE=reverse,
         CHUNK=CHUNK,
         GROUP=GROUP,
@@ -156,7 +156,7 @@ def _of_chunks(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> 
     """The gradients of x, dt, a, b, c and skip."""
     x, dt, a, b, c, skip = inputs
     rows, tokens, channels = x.shape
-    size, chunks, width = len(a), states.shape[1], CHANNELS
+    size, chunks, width = a.shape[1], states.shape[1], CHANNELS
     blocks = triton.cdiv(channels, width)
     per_program = _chunks_per_program(rows * blocks, chunks)
     programs = triton.cdiv(chunks, per_program)
@@ -196,14 +196,14 @@ def _of_chunks(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> 
 
 def _between(inputs: _Inputs) -> Tensor:
     """Room for a state a chunk, in the type of x."""
-    x, size = inputs.x, inputs.a.shape
+    x, size = inputs.x, inputs.a.shape[1]
     chunks = triton.cdiv(x.shape[1], CHUNK)
-    return torch.empty(len(x), chunks, *size, dtype=x.dtype, device=x.device)
+    return torch.empty(len(x), chunks, size, x.shape[2], dtype=x.dtype, device=x.device)
 
 
 def _sizes(inputs: _Inputs) -> dict[str, int]:
     """A channel a thread; with fewer threads than N, b and c would go through shared memory."""
-    state = triton.next_power_of_2(len(inputs.a))
+    state = triton.next_power_of_2(inputs.a.shape[1])
     warps = max(1, state // 16)
     return {"N": state, "C": 32 * warps, "num_warps": warps, "num_stages": 1}
 

@@ -1,40 +1,23 @@
 """Causal self-attention with rotary embedding, as in Llama. Read `block.py` next."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from equilm.nn.joined import Joined
-from equilm.nn.linear import Linear, VariationalDropout
-from equilm.nn.mixer import Mixer
+from equilm.nn.heads import Heads, HeadsConfig, lengths
+from equilm.nn.mixer import State
 from equilm.ops.attend import attend
 from equilm.ops.rotary import split_heads
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    """Sizes of an attention mixer; the defaults are the published ones.
-
-    Args:
-        heads: H.
-        kv_heads: Heads of keys and values, a divisor of H; `None` means H.
-        theta: Base of the rotary frequencies.
-    """
+class AttentionConfig(HeadsConfig):
+    """Sizes of an attention mixer, which are those of `HeadsConfig`."""
 
     kind: Literal["attention"] = "attention"
-    heads: int = 12
-    kv_heads: int | None = None
-    theta: float = 500_000.0
-
-    def __post_init__(self) -> None:
-        for name in ("heads", "kv_heads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
-        if not self.theta > 0:
-            raise ValueError(f"theta: expected a number > 0, got {self.theta}")
 
 
 class AttentionState(NamedTuple):
@@ -49,7 +32,7 @@ class AttentionState(NamedTuple):
     length_B: Tensor
 
 
-class Attention(Mixer):
+class Attention(Heads):
     """[q | k | v] = W x + inject; rotate q and k; attend; project back.
 
     Args:
@@ -60,13 +43,10 @@ class Attention(Mixer):
 
     Raises:
         ValueError: If the heads do not divide evenly. That a state has room is for the caller to
-            check (`room`); the language model does.
+            check (`check_room`); the language model does.
 
     Source: Llama as in `transformers`; injection as in arXiv 2502.07827 (before the rotation).
     """
-
-    takes_scaled = True
-    takes_starts = True
 
     def __init__(
         self,
@@ -76,26 +56,7 @@ class Attention(Mixer):
         weight_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.config, self.width = config, width
-        self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
-        if width % (2 * self.heads):
-            raise ValueError(
-                f"mixer.heads: expected a divisor of width / 2 = {width / 2:g}, got {self.heads}"
-            )
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"mixer.kv_heads: expected a divisor of {self.heads} heads, got {self.kv_heads}"
-            )
-        self.head_width = width // self.heads
-        kv_width = self.kv_heads * self.head_width
-        self.inject_width = width + 2 * kv_width
-        self.wq = Linear(width, width, weight_norm=weight_norm)
-        self.wk = Linear(width, kv_width, weight_norm=weight_norm)
-        self.wv = Linear(width, kv_width, weight_norm=weight_norm)
-        self.qkv = Joined(self.wq, self.wk, self.wv, after_norm=True)
-        self.out_proj = Linear(width, width, weight_norm=weight_norm)
-        self.dropout = VariationalDropout(dropout)
+        super().__init__(config, width, weight_norm=weight_norm, dropout=dropout)
 
     def init_state(self, batch: int, capacity: int) -> AttentionState:
         """Empty buffers of `capacity` slots a row, and one more that takes what is padding."""
@@ -115,7 +76,7 @@ class Attention(Mixer):
         starts_BT: Tensor | None = None,
     ) -> tuple[Tensor, AttentionState]:
         """See `Mixer`; the next state holds the last document alone, from slot 0 on."""
-        before = 0 if state is None else _lengths(state)
+        before = 0 if state is None else lengths(state.length_B)
         slot_BT = first_BT = None
         if starts_BT is not None:
             slot_BT, first_BT = _slots(starts_BT, before)
@@ -145,9 +106,28 @@ class Attention(Mixer):
         return 2.0 * (projections + self.width * length)
 
 
+def buffers(state: State) -> Iterator[AttentionState]:
+    """Yield the states in a state that have room for a limited number of tokens."""
+    if isinstance(state, AttentionState):
+        yield state
+    elif isinstance(state, tuple):
+        for part in state:
+            yield from buffers(part)
+
+
 def room(state: AttentionState) -> int:
     """Return how many tokens the fullest row still takes; waits for the device."""
     return max(0, state.key_BSHP.shape[1] - 1 - int(state.length_B.max()))
+
+
+def check_room(state: State, tokens: int) -> None:
+    """Raise a ValueError unless all buffers in a state have room for so many more tokens."""
+    for part in buffers(state):
+        if room(part) < tokens:
+            raise ValueError(
+                f"state: expected room for {tokens} tokens, got {room(part)}; "
+                "make it with init_state(batch, capacity)"
+            )
 
 
 def _slots(starts_BT: Tensor, before: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -171,11 +151,3 @@ def _last_document(
     from_BSHP = from_BS.clamp(max=slots - 1)[:, :, None, None].expand_as(state.key_BSHP)
     key_BSHP, value_BSHP = (buffer_BSHP.gather(1, from_BSHP) for buffer_BSHP in state[:2])
     return AttentionState(key_BSHP, value_BSHP, state.length_B - first_B)
-
-
-def _lengths(state: AttentionState) -> Tensor | int:
-    """One number for all rows if there is one, and to know it the host need not wait."""
-    if state.length_B.is_cuda:
-        return state.length_B
-    lengths = set(state.length_B.tolist())
-    return lengths.pop() if len(lengths) == 1 else state.length_B

@@ -4,12 +4,14 @@ from equilm.nn.attention import Attention, AttentionConfig
 from equilm.nn.dss import DSS, DSSConfig
 from equilm.nn.elman import Elman, ElmanConfig
 from equilm.nn.gru import GRU, GRUConfig
+from equilm.nn.local import Local, LocalConfig
 from equilm.nn.lru import LRU, LRUConfig
 from equilm.nn.lstm import LSTM, LSTMConfig
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixer import Mixer
 from equilm.nn.orthogonal import Orthogonal, OrthogonalConfig
 from equilm.nn.qrnn import QRNN, QRNNConfig
+from equilm.nn.rglru import RGLRU, RGLRUConfig
 from equilm.nn.s4 import S4, S4Config
 from equilm.nn.s4d import S4D, S4DConfig
 from equilm.nn.s5 import S5, S5Config
@@ -29,6 +31,8 @@ MixerConfig = (
     | S4Config
     | QRNNConfig
     | OrthogonalConfig
+    | LocalConfig
+    | RGLRUConfig
 )
 
 # Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
@@ -46,4 +50,6 @@ MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "s4": (S4Config, S4),
     "qrnn": (QRNNConfig, QRNN),
     "orthogonal": (OrthogonalConfig, Orthogonal),
+    "local": (LocalConfig, Local),
+    "rglru": (RGLRUConfig, RGLRU),
 }

@@ -1,10 +1,29 @@
 """The gated MLP of Llama: w2(SiLU(w1 a) · (w3 a)). Read `block.py` next."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 from torch import Tensor, nn
 
 from equilm.nn.joined import Joined
 from equilm.nn.linear import Linear
 from equilm.ops.swiglu import swiglu_linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedMLPConfig:
+    """Sizes of a gated MLP.
+
+    Args:
+        hidden: Width between.
+    """
+
+    kind: Literal["gated"] = "gated"
+    hidden: int
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise ValueError(f"hidden: expected an integer >= 1, got {self.hidden}")
 
 
 class GatedMLP(nn.Module):

@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from equilm import tree
-from equilm.nn.attention import AttentionState, room
-from equilm.nn.block import Block, Stack
+from equilm.nn.attention import check_room
+from equilm.nn.block import Stack
 from equilm.nn.capture import Capture
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
+from equilm.nn.experts import Experts
 from equilm.nn.gated import Gated
+from equilm.nn.hybrid import HybridConfig, Layer, build_stack
 from equilm.nn.init import initialise
 from equilm.nn.linear import prepared
 from equilm.nn.mixer import Mixer, State
 from equilm.nn.mixers import MIXERS as MIXERS
 from equilm.nn.mixers import MixerConfig as MixerConfig
-from equilm.nn.mlp import GatedMLP
+from equilm.nn.mlp import GatedMLPConfig
 from equilm.nn.recompute import recomputed
 from equilm.ops.cross_entropy import CrossEntropy, linear_cross_entropy
 
@@ -39,8 +41,9 @@ class ModelConfig:
         vocab_multiple: The embedding is padded to a multiple of this.
         width: D.
         num_layers: Blocks of the stack.
-        mixer: What mixes tokens in each block.
-        mlp_hidden: Hidden width of the gated MLP of each block; `None` for none.
+        mixer: What mixes tokens in each block, or a pattern of different blocks.
+        mlp_hidden: Hidden width of the gated MLP of each block; `None` for none. The layers of a
+            pattern name their own.
         dropout: Rate of the variational dropout behind each mixer.
         weight_norm: Whether projections, taps and injection carry weight norm.
         norm_eps: Added to the mean square in every norm but the mixer's own, > 0.
@@ -52,7 +55,7 @@ class ModelConfig:
     vocab_multiple: int = 1
     width: int
     num_layers: int
-    mixer: MixerConfig
+    mixer: MixerConfig | HybridConfig
     mlp_hidden: int | None = None
     dropout: float = 0.0
     weight_norm: bool = False
@@ -67,6 +70,8 @@ class ModelConfig:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value}")
         if self.mlp_hidden is not None and self.mlp_hidden < 1:
             raise ValueError(f"mlp_hidden: expected an integer >= 1, got {self.mlp_hidden}")
+        if self.mlp_hidden is not None and isinstance(self.mixer, HybridConfig):
+            raise ValueError("mlp_hidden: expected none beside layers, each of which has its own")
         if not self.norm_eps > 0:
             raise ValueError(f"norm_eps: expected a number > 0, got {self.norm_eps}")
 
@@ -99,6 +104,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Parameter(torch.empty(shape))
         self.head = None if config.tie_embeddings else nn.Parameter(torch.empty(shape))
         self.core = build_core(config)
+        self.has_experts = any(isinstance(part, Experts) for part in self.core.modules())
         # How `loss` runs the core: from graphs or eagerly, keeping what its blocks compute or not.
         self.capture: Capture | None = None
         self.recompute = False
@@ -176,12 +182,20 @@ class LanguageModel(nn.Module):
             raise ValueError(f"targets: expected ids in [0, {self.vocab_size}) or {ignore}")
         x_BTD = self.embed(tokens_BT)
         starts_BT = None if self._reset_token is None else tokens_BT == self._reset_token
-        z_BTD, state = self._run(x_BTD, state, starts_BT)
+        z_BTD, after = self._run(x_BTD, state, starts_BT)
         head_VD: Tensor = self.embedding if self.head is None else self.head
         found = linear_cross_entropy(
             z_BTD, head_VD, targets_BT, vocab_size=self.vocab_size, ignore=ignore
         )
-        return found, state
+        if self.has_experts:
+            found = found._replace(loss_sum=self._balanced(found, state, after))
+        return found, after
+
+    def _balanced(self, found: CrossEntropy, before: State, after: State) -> Tensor:
+        """The same loss, with the gradient of the experts' balance losses beside its own."""
+        stack = next(part for part in self.core.modules() if isinstance(part, Stack))
+        extra = found.num_targets * stack.balance_loss(before, after)
+        return found.loss_sum + (extra - extra.detach())
 
     def reset_at(self, token: int | None) -> None:
         """Let `loss` open a document at this token, which none before it can be seen from.
@@ -203,8 +217,10 @@ class LanguageModel(nn.Module):
         # Masks are held by `prepared`, so that no state of a random generator needs to be.
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with recomputed(self.core, again) if self.recompute else nullcontext():
-            # Resets run by the plain twins so far, for which no graph is recorded.
-            if self.capture is not None and state is None and starts_BT is None:
+            # Resets run by the plain twins so far, for which no graph is recorded; nor does one
+            # give the state, in which experts count.
+            recorded = state is None and starts_BT is None and not self.has_experts
+            if self.capture is not None and recorded:
                 return self.capture(x_BTD), None
             starts = () if starts_BT is None else (None, None, starts_BT)
             with prepared(self.core) if self.recompute else nullcontext():
@@ -237,12 +253,7 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"valid: expected {rows} counts in [0, {length}], got {valid_B.tolist()}"
             )
-        for part in state or ():
-            if isinstance(part, AttentionState) and room(part) < tokens_BT.shape[1]:
-                raise ValueError(
-                    f"state: expected room for {tokens_BT.shape[1]} tokens, got {room(part)}; "
-                    "make it with init_state(batch, capacity)"
-                )
+        check_room(state, tokens_BT.shape[1])
 
 
 def head_product(z_BTD: Tensor, head_VD: Tensor) -> Tensor:
@@ -260,17 +271,16 @@ def whole_tiles(head_VD: Tensor) -> Tensor:
 
 def build_core(config: ModelConfig) -> Mixer:
     """Return the stack of `config`, inside an `Equilibrium` if it has one."""
-    _, mixer_class = MIXERS[config.mixer.kind]
-    blocks = []
-    for _ in range(config.num_layers):
-        mixer = mixer_class(
-            config.mixer, config.width, weight_norm=config.weight_norm, dropout=config.dropout
-        )
-        mlp = None
-        if config.mlp_hidden is not None:
-            mlp = GatedMLP(config.width, config.mlp_hidden, weight_norm=config.weight_norm)
-        blocks.append(Block(mixer, mlp, config.width, norm_eps=config.norm_eps))
-    stack = Stack(blocks, config.width, norm_eps=config.norm_eps)
+    mixer, hidden = config.mixer, config.mlp_hidden
+    mlp = None if hidden is None else GatedMLPConfig(hidden=hidden)
+    stack = build_stack(
+        mixer.layers if isinstance(mixer, HybridConfig) else [Layer(mixer=mixer, mlp=mlp)],
+        config.num_layers,
+        config.width,
+        weight_norm=config.weight_norm,
+        dropout=config.dropout,
+        norm_eps=config.norm_eps,
+    )
     if config.equilibrium is None:
         return stack
     gated = config.equilibrium.stream == "gated"

@@ -46,6 +46,19 @@ def conv_silu(
         return ConvSilu.apply(x_BTC, add_BTC, weight_CW, bias_C, window_BWC, valid_B)
     if add_BTC is not None:
         x_BTC = x_BTC + add_BTC.to(x_BTC.dtype)
+    y_BTC, next_BWC = conv(x_BTC, weight_CW, bias_C, window_BWC, valid_B, starts_BT)
+    return F.silu(y_BTC), next_BWC
+
+
+def conv(
+    x_BTC: Tensor,
+    weight_CW: Tensor,
+    bias_C: Tensor,
+    window_BWC: Tensor | None = None,
+    valid_B: Tensor | None = None,
+    starts_BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y_t = bias + Σ_w weight_w · x_{t−W+1+w} per channel; arguments and results as `conv_silu`."""
     tokens, width = x_BTC.shape[1], weight_CW.shape[1]
     if window_BWC is None:
         padded_BSC = F.pad(x_BTC, (0, 0, width - 1, 0))
@@ -60,15 +73,15 @@ def conv_silu(
             same_BT = number_BS[:, tap : tap + tokens] == number_BS[:, width - 1 :]
             shifted_BTC = shifted_BTC.where(same_BT[..., None], 0)
         y_BTC = torch.addcmul(y_BTC, shifted_BTC, weight_CW[:, tap])
-    next_BWC = _last(padded_BSC, tokens, width, valid_B)
+    next_BWC = last(padded_BSC, tokens, width, valid_B)
     if number_BS is not None and width > 1:
-        number_BW = _last(number_BS[..., None], tokens, width, valid_B)
+        number_BW = last(number_BS[..., None], tokens, width, valid_B)
         next_BWC = next_BWC.where(number_BW == number_BW[:, -1:], 0)
-    return F.silu(y_BTC), next_BWC.float() if next_BWC.dtype.itemsize < 4 else next_BWC
+    return y_BTC, next_BWC.float() if next_BWC.dtype.itemsize < 4 else next_BWC
 
 
-def _last(padded_BSC: Tensor, tokens: int, width: int, valid_B: Tensor | None) -> Tensor:
-    """The W − 1 inputs before position `valid`, or the last ones."""
+def last(padded_BSC: Tensor, tokens: int, width: int, valid_B: Tensor | None) -> Tensor:
+    """Return the W − 1 inputs before position `valid` of T, or the last, of all W − 1 + T."""
     if valid_B is None:
         next_BWC = padded_BSC[:, tokens:]
     else:

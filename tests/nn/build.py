@@ -12,12 +12,14 @@ from equilm.nn.elman import ElmanConfig
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.gru import GRUConfig
 from equilm.nn.linear import Linear
+from equilm.nn.local import LocalConfig
 from equilm.nn.lru import LRUConfig
 from equilm.nn.lstm import LSTMConfig
 from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.model import MIXERS, LanguageModel, ModelConfig
 from equilm.nn.orthogonal import OrthogonalConfig
 from equilm.nn.qrnn import QRNN, QRNNConfig
+from equilm.nn.rglru import RGLRU, RGLRUConfig
 from equilm.nn.rnn import Recurrent
 from equilm.nn.s4 import S4Config
 from equilm.nn.s4d import S4DConfig
@@ -43,6 +45,8 @@ SMALL: dict[str, Any] = {
     "s4": S4Config(state_size=4, expand=2),
     "qrnn": QRNNConfig(),
     "orthogonal": OrthogonalConfig(),
+    "local": LocalConfig(heads=2, kv_heads=1, theta=100.0, window=3),
+    "rglru": RGLRUConfig(heads=2),
 }
 
 
@@ -83,7 +87,7 @@ def make_contractive(model: nn.Module) -> None:
             into_stream = name.endswith(("out_proj", "w2"))
             scale = 6.0 if into_stream or name.endswith("injection") else 0.3
             part.assign(scale * part.effective())
-        elif isinstance(part, Recurrent | QRNN):
+        elif isinstance(part, Recurrent | QRNN | RGLRU):
             part.out_proj.assign(4.0 * part.out_proj.effective())
 
 

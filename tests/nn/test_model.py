@@ -12,6 +12,7 @@ from equilm.nn.attention import Attention, AttentionConfig
 from equilm.nn.block import Stack
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.linear import Weight
+from equilm.nn.local import LocalConfig
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.model import MIXERS, LanguageModel, ModelConfig, parameter_count
 from equilm.nn.norm import RMSNorm
@@ -132,6 +133,7 @@ def large(request: pytest.FixtureRequest) -> LanguageModel:
     mixers: dict[str, Any] = {
         "mamba2": Mamba2Config(head_width=2),
         "attention": AttentionConfig(heads=4),
+        "local": LocalConfig(heads=4),
     }
     config = ModelConfig(
         vocab_size=500,
@@ -199,10 +201,11 @@ def test_operations_of_a_token(kind: str) -> None:
     weights = [part.effective() for part in one.core.modules() if isinstance(part, Weight)]
     projections = 2 * sum(weight.numel() for weight in weights)
     longer = one.core.flops_per_token(1000) - one.core.flops_per_token(0)
-    if kind == "attention":
+    if kind in ("attention", "local"):
         assert one.core.flops_per_token(0) == projections
-        # Scores and mixing: half of a thousand keys, two products of width 8 each.
-        assert longer == 2 * 2 * 8 * 500
+        # Scores and mixing: half of a thousand keys, or of three; two products of width 8 each.
+        seen = 500 if kind == "attention" else 3 - 3 * 1.5 / 1000
+        assert math.isclose(longer, 2 * 2 * 8 * seen)
     else:
         assert one.core.flops_per_token(0) > projections
         assert longer == 0

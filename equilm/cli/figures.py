@@ -10,7 +10,7 @@ from equilm.cli.terminal import argument, console, say
 
 def reproduce(
     name: Positional[
-        Literal["fig1", "fig2", "fig3", "fig7", "fig13", "length", "regular", "adaptive"]
+        Literal["fig1", "fig2", "fig3", "fig4", "fig7", "fig13", "length", "regular", "adaptive"]
     ],
     /,
     *,
@@ -22,12 +22,13 @@ def reproduce(
 
     Args:
         name: fig1: layers needed against length. fig2: both modes end at one point. fig3: hard
-            tokens and sweeps in training. fig7: the Jacobian of the state map. fig13: CatbAbI.
-            length: how far the state is tracked. regular: regular languages. adaptive: work
-            by hardness and by tolerance.
+            tokens and sweeps in training. fig4: text longer than in training. fig7: the Jacobian
+            of the state map. fig13: CatbAbI. length: how far the state is tracked. regular:
+            regular languages. adaptive: work by hardness and by tolerance.
         quick: Minutes on two CPU cores: smaller tasks and models, one seed; not the figure itself.
         out: Where runs and figures go, below "quick" or "full".
-        data: A folder of bAbI v1.2 with qa1_train.txt and so on; fig13 needs it.
+        data: For fig13 a folder of bAbI v1.2 with qa1_train.txt and so on; for fig4 one that
+            `equilm data prepare` wrote, with documents of 8,193 tokens in its test split.
     """
     from equilm.reproduce import FIGURES
     from equilm.reproduce.figures import Settings

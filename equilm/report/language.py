@@ -38,6 +38,11 @@ def language_tables(records: Iterable[Record]) -> list[Table]:
     return [table for table in found if table is not None]
 
 
+def perplexity_table(records: Iterable[Record]) -> Table | None:
+    """Perplexity alone: a row a model and mode, a column a length."""
+    return _by_length(list(records), "perplexity", *_BY_LENGTH["perplexity"])
+
+
 def perplexity_by_position(records: Iterable[Record]) -> Plot | None:
     """Perplexity along rows of text: a line a model and mode, at its longest length."""
     records = list(records)

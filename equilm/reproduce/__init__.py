@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from equilm.reproduce import figures, languages
+from equilm.reproduce import contexts, figures, languages
 from equilm.reproduce.plan import Figure
 
 __all__ = ["FIGURES"]
@@ -11,6 +11,7 @@ FIGURES: dict[str, Callable[[figures.Settings], Figure]] = {
     "fig1": figures.fig1,
     "fig2": figures.fig2,
     "fig3": figures.fig3,
+    "fig4": contexts.fig4,
     "fig7": figures.fig7,
     "fig13": languages.fig13,
     "length": figures.length,

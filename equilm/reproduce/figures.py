@@ -31,7 +31,7 @@ class Settings:
 
     Args:
         quick: Minutes on two CPU cores instead of the figure itself.
-        data: A folder of bAbI v1.2, for the figure that needs it.
+        data: A folder of bAbI v1.2, or of prepared text, for the figures that need it.
     """
 
     quick: bool = False

@@ -8,6 +8,7 @@ import torch
 
 from equilm import config
 from equilm.nn.model import LanguageModel, ModelConfig, parameter_count
+from equilm.reproduce.contexts import recipe
 from equilm.train.cost import stretches
 from equilm.train.recipe import Recipe
 
@@ -41,6 +42,14 @@ def test_an_implicit_model_is_the_explicit_stack_iterated(kind: str) -> None:
     phases = small(f"implicit-{kind}").phases
     depths = [(phase.share, phase.max_steps, phase.phantom_steps) for phase in phases]
     assert depths == [(0.0, 4, 1), (0.8, 24 if kind == "mamba2" else 32, 4)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_figure_trains_the_same_models(name: str) -> None:
+    written = config.load(Recipe, FOLDER / f"lm-small-{name}.toml")
+    sources = ("data/books", "data/textbooks")
+    made = recipe(sources, llama=name.endswith("llama"), implicit=name.startswith("implicit"))
+    assert made == written
 
 
 def test_all_have_about_as_many_parameters() -> None:

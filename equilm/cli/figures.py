@@ -10,13 +10,26 @@ from equilm.cli.terminal import argument, console, say
 
 def reproduce(
     name: Positional[
-        Literal["fig1", "fig2", "fig3", "fig4", "fig7", "fig13", "length", "regular", "adaptive"]
+        Literal[
+            "fig1",
+            "fig2",
+            "fig3",
+            "fig4",
+            "fig7",
+            "fig13",
+            "length",
+            "regular",
+            "adaptive",
+            "mixers",
+        ]
     ],
     /,
     *,
     quick: bool = False,
     out: Annotated[Path, argument("FOLDER")] = Path("runs/reproduce"),
     data: Annotated[Path | None, argument("FOLDER")] = None,
+    only: Annotated[tuple[str, ...], argument("MIXER [MIXER ...]")] = (),
+    trained_only: bool = False,
 ) -> None:
     """Make one figure from recipe to plot; what an earlier call trained or measured is used.
 
@@ -25,10 +38,13 @@ def reproduce(
             tokens and sweeps in training. fig4: text longer than in training. fig7: the Jacobian
             of the state map. fig13: CatbAbI. length: how far the state is tracked. regular:
             regular languages. adaptive: work by hardness and by tolerance.
+            mixers: the table of all mixers.
         quick: Minutes on two CPU cores: smaller tasks and models, one seed; not the figure itself.
         out: Where runs and figures go, below "quick" or "full".
         data: For fig13 a folder of bAbI v1.2 with qa1_train.txt and so on; for fig4 one that
             `equilm data prepare` wrote, with documents of 8,193 tokens in its test split.
+        only: Rows of the table of mixers to make; all if left out.
+        trained_only: Train nothing, and draw what is there.
     """
     from equilm.reproduce import FIGURES
     from equilm.reproduce.figures import Settings
@@ -39,7 +55,8 @@ def reproduce(
     def watch(trainer: Trainer, run: str) -> None:
         show(trainer.run(), name=run, num_steps=trainer.recipe.steps, console=console)
 
-    figure = FIGURES[name](Settings(quick=quick, data=data))
-    written = make(figure, out / ("quick" if quick else "full"), watch=watch, say=say)
+    figure = FIGURES[name](Settings(quick=quick, data=data, only=only))
+    place = out / ("quick" if quick else "full")
+    written = make(figure, place, watch=None if trained_only else watch, say=say)
     for path in written:
         say(str(path))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from equilm.reproduce import contexts, figures, languages
+from equilm.reproduce import contexts, figures, languages, mixers
 from equilm.reproduce.plan import Figure
 
 __all__ = ["FIGURES"]
@@ -17,4 +17,5 @@ FIGURES: dict[str, Callable[[figures.Settings], Figure]] = {
     "length": figures.length,
     "regular": languages.regular,
     "adaptive": figures.adaptive,
+    "mixers": mixers.mixers,
 }

@@ -32,10 +32,12 @@ class Settings:
     Args:
         quick: Minutes on two CPU cores instead of the figure itself.
         data: A folder of bAbI v1.2, or of prepared text, for the figures that need it.
+        only: Rows of the table of mixers; none stands for all. Read by `mixers` alone.
     """
 
     quick: bool = False
     data: Path | None = None
+    only: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:

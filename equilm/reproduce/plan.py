@@ -63,6 +63,8 @@ class Figure:
         seeds: Of each run.
         draw: Drawings, each None where its Records are missing.
         tables: The same in words.
+        tolerates: What a run may fail with and leave the others to go on; its Record is named
+            "failed", with the group as `part` and the failure as `task`.
     """
 
     name: str
@@ -70,19 +72,22 @@ class Figure:
     seeds: tuple[int, ...]
     draw: tuple[Callable[[list[Record]], Plot | None], ...]
     tables: tuple[Callable[[list[Record]], Table | None], ...] = ()
+    tolerates: tuple[type[Exception], ...] = ()
 
 
 # (trainer, what it trains) → trained
 Watch = Callable[[Trainer, str], None]
 
 
-def reproduce(figure: Figure, out: Path, *, watch: Watch, say: Callable[[str], None]) -> list[Path]:
-    """Train and measure what is missing, and draw.
+def reproduce(
+    figure: Figure, out: Path, *, watch: Watch | None, say: Callable[[str], None]
+) -> list[Path]:
+    """Train and measure what is missing, and draw; what is done by then if it is interrupted.
 
     Args:
         figure: What to make.
         out: The folder; what an earlier call left there is used.
-        watch: Runs a trainer to its end.
+        watch: Runs a trainer to its end; `None` trains nothing, and draws what is there.
         say: Told what is done.
 
     Returns:
@@ -91,19 +96,54 @@ def reproduce(figure: Figure, out: Path, *, watch: Watch, say: Callable[[str], N
     Raises:
         ConfigError: If a run there was begun with another recipe.
     """
-    records = []
-    for done, (run, seed) in enumerate((run, seed) for seed in figure.seeds for run in figure.runs):
-        folder = out / "runs" / f"seed-{seed}" / run.group / run.name
-        say(f"{figure.name} {done + 1}/{len(figure.seeds) * len(figure.runs)}: {folder}")
-        _train(replace(run.recipe, seed=seed), folder, watch)
-        records += _measured(run, seed, folder, figure.name)
-    return _write(figure, out / figure.name, records)
+    records: list[Record] = []
+    written: list[Path] = []
+    runs = [(run, seed) for seed in figure.seeds for run in figure.runs]
+    try:
+        for done, (run, seed) in enumerate(runs):
+            folder = out / "runs" / f"seed-{seed}" / run.group / run.name
+            say(f"{figure.name} {done + 1}/{len(runs)}: {folder}")
+            records += _done(figure, run, seed, folder, watch)
+    finally:
+        written += _write(figure, out / figure.name, records)
+    return written
+
+
+def _done(figure: Figure, run: Run, seed: int, folder: Path, watch: Watch | None) -> list[Record]:
+    """The Records of a run, or that it failed; none if it is missing and is not to be trained."""
+    failure = folder / "failed.jsonl"
+    recipe = replace(run.recipe, seed=seed)
+    if watch is None and not _is_finished(recipe, folder):
+        return record.read(failure) if failure.exists() else []
+    try:
+        if watch is not None:
+            _train(recipe, folder, watch)
+        failure.unlink(missing_ok=True)
+        return _measured(run, seed, folder, figure.name)
+    except figure.tolerates as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        failed = Record(
+            name="failed",
+            value=1.0,
+            unit="1",
+            model=run.name,
+            part=run.group,
+            task=told,
+            seed=seed,
+        )
+        failure.unlink(missing_ok=True)
+        record.append(failure, [failed])
+        return [failed]
+
+
+def _is_finished(recipe: Recipe, folder: Path) -> bool:
+    newest, path = newest_checkpoint(folder), folder / "recipe.json"
+    finished = newest is not None and step_of(newest) == recipe.steps
+    return finished and config.load(Recipe, path) == recipe
 
 
 def _train(recipe: Recipe, folder: Path, watch: Watch) -> None:
-    newest, path = newest_checkpoint(folder), folder / "recipe.json"
-    finished = newest is not None and step_of(newest) == recipe.steps
-    if not finished or config.load(Recipe, path) != recipe:
+    if not _is_finished(recipe, folder):
         watch(Trainer(recipe, folder, resume=True), folder.name)
 
 

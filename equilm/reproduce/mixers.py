@@ -1,0 +1,273 @@
+"""Every mixer on the tasks that made them known, explicit and implicit: runs of one table.
+
+A row a mixer of MIXERS, and some more settings of them; a column a task. Quick ones are tiny and
+short, and tell what a mixer learns in some hundred steps, not what it can. Read
+`equilm.report.mixer_table.py` next, which draws the table.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+from equilm.config import ConfigError, nearest
+from equilm.measure.at_lengths import AtLengths
+from equilm.measure.pace import Pace
+from equilm.nn.equilibrium import EquilibriumConfig
+from equilm.nn.mixers import MIXERS, MixerConfig
+from equilm.nn.model import ModelConfig
+from equilm.report.mixer_table import GROUP, IMPLICIT, mixers_table
+from equilm.reproduce import trackers
+from equilm.reproduce.figures import Part, Settings
+from equilm.reproduce.plan import Figure, Measurement, Run
+from equilm.solve import Picard, Solve
+from equilm.tasks import (
+    AssociativeRecallConfig,
+    CopyingConfig,
+    InductionConfig,
+    ListOpsConfig,
+    RegularConfig,
+    TaskConfig,
+    WordProblemConfig,
+)
+from equilm.train.optim import OptimConfig
+from equilm.train.recipe import Recipe
+from equilm.train.schedule import AdaptiveLengths, Curriculum, FixedLengths, Phase, RateSchedule
+
+# A run may be impossible for a mixer, and the others go on.
+TOLERATED = (RuntimeError, ValueError, TypeError, AssertionError)
+SEEDS = (0, 1, 2)
+# Sizes of whatever a mixer's configuration has of these; the others stay as published.
+QUICK_SIZES = {"state_size": 16, "head_width": 16, "heads": 2, "window": 8}
+FULL_SIZES = {"state_size": 64, "head_width": 32, "heads": 4}
+# Further rows: settings of a mixer by which it learns something else.
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "mamba2-signed": ("mamba2", {"eigenvalues": "signed"}),
+    "s6-complex": ("s6", {"init": "lin"}),
+    "s4-gated": ("s4", {"gated": True}),
+}
+SOLVED = EquilibriumConfig(solve=Solve(tolerance=0.01, solver=Picard(damping=0.8)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A task as the table asks it.
+
+    Args:
+        part: Of the Records.
+        task: Of training and test.
+        curriculum: Lengths in training.
+        tests: Lengths in the test; the table shows the longest.
+        steps: Of the optimizer.
+        batch_size: Sequences a step.
+        max_tokens: Tokens a step at most.
+        layers: Of the stack.
+        phases: Depth of an implicit model's solve.
+        window: Tokens that an implicit model solves at once in the test; `None` for all.
+    """
+
+    part: str
+    task: TaskConfig
+    curriculum: Curriculum
+    tests: tuple[int, ...]
+    steps: int
+    batch_size: int
+    max_tokens: int | None = None
+    layers: int = 2
+    phases: tuple[Phase, ...] = trackers.PHASES
+    window: int | None = None
+
+
+def mixers(settings: Settings) -> Figure:
+    """The table of all mixers.
+
+    Raises:
+        ConfigError: If it is to have a row of which there is none.
+    """
+    quick = settings.quick
+    rows = configurations(quick=quick)
+    for name in settings.only:
+        if name not in rows:
+            raise ConfigError(
+                f"only: expected some of {', '.join(rows)}; got {name!r}, "
+                f"nearest is {nearest(name, rows)!r}"
+            )
+    runs = [
+        _run(name, mixer, column, quick=quick, implicit=implicit)
+        for name, mixer in rows.items()
+        if not settings.only or name in settings.only
+        for column in (_quick_columns() if quick else _full_columns())
+        for implicit in (False, True)
+    ]
+    return Figure(
+        name="mixers",
+        runs=tuple(runs),
+        seeds=SEEDS[:1] if quick else SEEDS,
+        draw=(),
+        tables=(mixers_table,),
+        tolerates=TOLERATED,
+    )
+
+
+def configurations(*, quick: bool) -> dict[str, MixerConfig]:
+    """Return the mixers of the rows by name."""
+    sizes = QUICK_SIZES if quick else FULL_SIZES
+    plain: dict[str, tuple[str, dict[str, object]]] = {kind: (kind, {}) for kind in MIXERS}
+    return {name: sized(*row, sizes=sizes) for name, row in (plain | VARIANTS).items()}
+
+
+def sized(kind: str, settings: dict[str, object], *, sizes: dict[str, int]) -> MixerConfig:
+    """Return the configuration of a kind with those of the sizes that it has."""
+    config_class, _ = MIXERS[kind]
+    known = {field.name for field in fields(config_class)}
+    chosen = {name: size for name, size in sizes.items() if name in known}
+    config: MixerConfig = config_class(**{**chosen, **settings})
+    return config
+
+
+def recipe(mixer: MixerConfig, column: Column, *, quick: bool, implicit: bool) -> Recipe:
+    """Return the training run of a mixer on a column: the stack alone, or iterated."""
+    width = 32 if quick else 128
+    curriculum = column.curriculum
+    if isinstance(curriculum, AdaptiveLengths) and not implicit:
+        # An explicit model may never reach the mark.
+        curriculum = trackers.up_to(max(curriculum.lengths), quick=quick)
+    return Recipe(
+        model=ModelConfig(
+            width=width,
+            num_layers=column.layers,
+            mixer=mixer,
+            mlp_hidden=2 * width,
+            weight_norm=implicit,
+            equilibrium=SOLVED if implicit else None,
+        ),
+        task=column.task,
+        steps=column.steps,
+        batch_size=column.batch_size,
+        max_tokens=column.max_tokens,
+        curriculum=curriculum,
+        phases=column.phases,
+        optim=OptimConfig(
+            rate=5e-3 if quick else 1e-3,
+            clip=1.0,
+            weight_decay=0.0,
+            schedule=RateSchedule(shape="linear", warmup=0.05),
+        ),
+        precision="float32",
+        threads=1 if quick else None,
+        log_every=20,
+        checkpoint_every=column.steps if quick else 1000,
+    )
+
+
+def _run(name: str, mixer: MixerConfig, column: Column, *, quick: bool, implicit: bool) -> Run:
+    tested = AtLengths(lengths=column.tests, batch_size=64 if quick else 256, window=column.window)
+    measures: list[Measurement] = [Part(part=column.part, measure=tested)]
+    if column.part == "recall":
+        pace = Pace(batch_size=4, length=64, slots=4) if quick else Pace()
+        measures.append(Part(part="pace", measure=pace))
+    return Run(
+        name=f"{name}{IMPLICIT}" if implicit else name,
+        group=f"{GROUP}{column.part}",
+        recipe=recipe(mixer, column, quick=quick, implicit=implicit),
+        measures=tuple(measures),
+    )
+
+
+def _quick_columns() -> tuple[Column, ...]:
+    return tuple(_of_quick())
+
+
+def _of_quick() -> Iterator[Column]:
+    solved = (Phase(max_steps=0, phantom_steps=3), Phase(share=0.7, max_steps=8, phantom_steps=3))
+    small = Column(
+        part="parity",
+        task=RegularConfig(language="parity"),
+        curriculum=AdaptiveLengths(lengths=(2, 4, 8, 12), accuracy=0.98, min_steps=10),
+        tests=(12, 48),
+        steps=200,
+        batch_size=32,
+        layers=1,
+        window=8,
+    )
+    yield small
+    yield replace(small, part="tracking", task=WordProblemConfig(group="S3"), steps=250)
+    asks = replace(small, layers=2, phases=solved, window=None, steps=400)
+    yield replace(
+        asks,
+        part="copying",
+        task=CopyingConfig(items=3, vocabulary=6),
+        curriculum=FixedLengths(lengths=(24,)),
+        tests=(24,),
+    )
+    yield replace(
+        asks,
+        part="induction",
+        task=InductionConfig(vocabulary=6),
+        curriculum=FixedLengths(lengths=(12,)),
+        tests=(12, 48),
+    )
+    yield replace(
+        asks,
+        part="recall",
+        task=AssociativeRecallConfig(pairs=2, vocabulary=16),
+        curriculum=FixedLengths(lengths=(16,)),
+        tests=(16,),
+    )
+    yield replace(
+        asks,
+        part="list_ops",
+        task=ListOpsConfig(asked="each", max_depth=4, max_arguments=4),
+        curriculum=FixedLengths(lengths=(24,)),
+        tests=(24,),
+    )
+
+
+def _full_columns() -> tuple[Column, ...]:
+    return tuple(_of_full())
+
+
+def _of_full() -> Iterator[Column]:
+    solved = (Phase(max_steps=0, phantom_steps=4), Phase(share=0.6, max_steps=16, phantom_steps=4))
+    small = Column(
+        part="parity",
+        task=RegularConfig(language="parity"),
+        curriculum=AdaptiveLengths(lengths=trackers.LENGTHS_FULL, accuracy=0.98, min_steps=20),
+        tests=(64, 256),
+        steps=2000,
+        batch_size=512,
+        layers=1,
+        window=8,
+    )
+    yield small
+    yield replace(small, part="tracking", task=WordProblemConfig(group="A5"), steps=4000)
+    asks = replace(small, layers=2, phases=solved, window=None, steps=8000)
+    yield replace(
+        asks,
+        part="copying",
+        task=CopyingConfig(),
+        curriculum=FixedLengths(lengths=(256, 1024, 4096), shares=(0.0, 0.3, 0.6)),
+        tests=(4096,),
+        max_tokens=2**16,
+    )
+    yield replace(
+        asks,
+        part="induction",
+        task=InductionConfig(),
+        curriculum=FixedLengths(lengths=(256,)),
+        tests=tuple(2**power for power in range(6, 21, 2)),
+    )
+    yield replace(
+        asks,
+        part="recall",
+        task=AssociativeRecallConfig(pairs=16),
+        curriculum=FixedLengths(lengths=(256,)),
+        tests=(256,),
+        max_tokens=2**15,
+    )
+    yield replace(
+        asks,
+        part="list_ops",
+        task=ListOpsConfig(),
+        curriculum=FixedLengths(lengths=(2000,)),
+        tests=(2000,),
+        batch_size=32,
+    )

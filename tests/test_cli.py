@@ -308,9 +308,12 @@ def test_a_checkpoint_is_checked_and_converted(
 def test_a_benchmark_is_printed_kept_and_drawn(
     equilm: Equilm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("decode_rows", "planning", "train_rows"):
+    for module in ("decode_rows", "engine_rows", "planning", "train_rows"):
         monkeypatch.setattr(f"equilm.measure.bench.{module}.config_of", lambda _: small().config)
     monkeypatch.setattr("equilm.measure.bench.decode_rows.REPEATS", 1)
+    monkeypatch.setattr("equilm.measure.bench.engine_rows.SWEEPS", 9)
+    monkeypatch.setattr("equilm.measure.bench.engine_rows.PROMPTS", 1)
+    monkeypatch.setattr("equilm.measure.bench.planning.SHORT", 20)
     monkeypatch.setattr("equilm.measure.bench.train_rows.REPEATS", 1)
     kept = ["--preset", "tiny", "--json", tmp_path / "records.jsonl"]
     said = equilm("bench", "decode", *kept)

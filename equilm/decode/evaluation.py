@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from equilm.decode.windows import Windows
 from equilm.nn.attention import AttentionConfig
 from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.linear import VariationalDropout, prepared
@@ -52,6 +53,10 @@ class Evaluation:
         own = self.equilibrium.solve if self.equilibrium else Solve(cycle=None)
         self.solve = replace(own, max_steps=max(1, own.max_steps))
         self._head_VD: Tensor | None = None
+        # A buffer that grows would be copied whole for every window.
+        grows = isinstance(model.config.mixer, AttentionConfig)
+        body = self.equilibrium.body if self.equilibrium else model.core
+        self._windows = Windows(body, records=self.can_be_recorded and not grows)
 
     @property
     def can_be_recorded(self) -> bool:
@@ -78,6 +83,7 @@ class Evaluation:
         device = head_VD.device.type
         if torch.is_autocast_enabled(device):
             head_VD = head_VD.to(torch.get_autocast_dtype(device))
+        self._windows.forget()
         with prepared(model):
             self._head_VD = whole_tiles(head_VD)
             try:
@@ -108,6 +114,10 @@ class Evaluation:
         dtype = torch.promote_types(like.dtype, torch.float32)
         return like.new_zeros(rows, 1, self.model.config.width, dtype=dtype)
 
+    def round_up(self, tokens: int) -> int:
+        """Return how many tokens to take in for so many: a number that others come to as well."""
+        return 1 << (tokens - 1).bit_length() if self.can_be_recorded else tokens
+
     def prefill(
         self, tokens_BT: Tensor, valid_B: Tensor, state: State, *, window: int, solve: Solve
     ) -> Prefilled:
@@ -125,9 +135,8 @@ class Evaluation:
             y_BTD, state = self.model.core(u_BTE, state, None, valid_B)
             zeros_BT = torch.zeros_like(tokens_BT, dtype=torch.int32)
             return Prefilled(y_BTD, zeros_BT + 1, zeros_BT.to(torch.int8), state, 1)
-        body = self.equilibrium.body
         found = slide(
-            lambda z_BWD, u_BWE, before, valid: body(z_BWD, before, u_BWE, valid),
+            self._windows,
             u_BTE,
             state,
             size=self.model.config.width,

@@ -108,7 +108,7 @@ class Prompts:
 
     def _solve(self, pieces: Sequence[Sequence[int]], jobs: Sequence[Job]) -> Prefilled:
         device = self.evaluation.model.embedding.device
-        longest = max(map(len, pieces))
+        longest = self.evaluation.round_up(max(map(len, pieces)))
         padded = [[*piece, *[0] * (longest - len(piece))] for piece in pieces]
         state = tree.map_(lambda *rows: torch.cat(rows), *(job.state for job in jobs))
         request = jobs[0].request

@@ -74,13 +74,13 @@ class Slots:
         # What a recording reads: which rows, their tokens, and what these are drawn with.
         self._rows_R, self._tokens_R1 = tokens_R1[:, 0].clone(), tokens_R1
         self._draws_R2 = torch.zeros(rows, 2, dtype=torch.float64, device=device)
-        self._record = Recorder(records=evaluation.can_be_recorded)
+        self.recorder = Recorder(records=evaluation.can_be_recorded)
         self._width = rows
         self._keep: dict[int, Callable[[Tensor], None]] = {}
 
     def forget(self) -> None:
         """Record anew: the weights have moved."""
-        self._record.forget()
+        self.recorder.forget()
         self._keep.clear()
 
     def place(self, row: int, state: State, *, tolerance: float, max_steps: int) -> None:
@@ -105,15 +105,15 @@ class Slots:
         """Begin to solve the next token of these rows."""
         count = self._choose(rows)
         self._tokens_R1[:count, 0].copy_(_padded(tokens, count))
-        self._record(("feed", count), partial(self._feed, count))
+        self.recorder(("feed", count), partial(self._feed, count))
 
     def sweep(self, width: int) -> Reading:
         """Evaluate F `check_every` times for the first `width` rows, wait for the device, read."""
-        after, told_KW = self._record(
+        after, told_KW = self.recorder(
             ("sweep", width), partial(self._sweeps, width), changes=self.progress
         )
         self._width = width
-        if not self._record.records or width not in self._keep:
+        if not self.recorder.records or width not in self._keep:
             self._keep[width] = row_copier(
                 zip(tree.leaves(self.state), tree.leaves(after), strict=True)
             )
@@ -128,7 +128,7 @@ class Slots:
     def commit(self, rows: Sequence[int]) -> None:
         """Keep the states after the tokens of these rows, which the last sweep found ready."""
         count, keep = self._choose(rows), self._keep[self._width]
-        self._record(("commit", self._width, count), lambda: keep(self._rows_R[:count]))
+        self.recorder(("commit", self._width, count), lambda: keep(self._rows_R[:count]))
 
     def outputs(self, rows: Sequence[int]) -> Tensor:
         """Return the outputs y_ND of these rows, which the last sweep found ready."""
@@ -145,14 +145,14 @@ class Slots:
         warm = any(temperature > 0 for temperature, _ in draws)
         if warm:
             self._draws_R2[:count].copy_(_padded(draws, count))
-        ids_N = self._record(("answer", count, warm), partial(self._answer, count, warm))
+        ids_N = self.recorder(("answer", count, warm), partial(self._answer, count, warm))
         ids: list[int] = ids_N.tolist()
         return ids[: len(rows)]
 
     def _choose(self, rows: Sequence[int]) -> int:
         """Say which rows it is about; return how many, counting some again for a round number."""
         count = len(rows)
-        if self._record.records:
+        if self.recorder.records:
             count = min(1 << (count - 1).bit_length(), len(self._rows_R))
         self._rows_R[:count].copy_(_padded(rows, count))
         return count

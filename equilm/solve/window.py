@@ -83,7 +83,8 @@ class _Slider:
 
     def run(self) -> Solution:
         stride = max(1, self.window // 4)
-        while bool((self.start < self.limit).any()):
+        waits = bool((self.start < self.limit).any())
+        while waits:
             for _ in range(self.solve.check_every):
                 measured = self.progress.z
                 self.progress, fz, after = sweep(self._at, self.progress, self.solve, chain=True)
@@ -91,8 +92,17 @@ class _Slider:
             left = self.limit - self.start
             settled = (self.progress.status != Status.OPEN).cumprod(1).sum(1).minimum(left)
             moved = torch.where(settled >= left.clamp(max=stride), settled, 0)
-            if bool((moved > 0).any()):
-                self._retire(moved, measured, fz, after)
+            stays, whole = moved == 0, (moved == 0) | (moved == self.window)
+            known = whole & (stays | (self.progress.z == measured).flatten(1).all(1))
+            # The host asks once for all that it has to know.
+            told = stays.all(), known.all(), whole.all(), (moved < left).any()
+            all_stay, all_known, all_whole, waits = torch.stack(told).tolist()
+            if not all_stay:
+                if not all_known:
+                    # One more evaluation gives F and the state after exactly `moved` positions.
+                    fz, after = self.step(self.progress.z, self.inject, self.state, moved)
+                    self.sweeps += 1
+                self._retire(moved, fz, after, whole=all_whole)
         keep = slice(0, self.length)
         return Solution(
             self.value[:, keep],
@@ -107,15 +117,12 @@ class _Slider:
     def _at(self, z: Tensor) -> tuple[Tensor, tree.Tree]:
         return self.step(z, self.inject, self.state, None)
 
-    def _retire(self, moved: Tensor, measured: Tensor, fz: Tensor, after: tree.Tree) -> None:
-        """Keep the first `moved` positions of each row and move its window past them."""
+    def _retire(self, moved: Tensor, fz: Tensor, after: tree.Tree, *, whole: bool) -> None:
+        """Keep the first `moved` positions of each row and move its window past them.
+
+        `whole`: whether every row keeps all of its window or nothing.
+        """
         p = self.progress
-        whole = (moved == 0) | (moved == self.window)
-        known = whole & ((moved == 0) | (p.z == measured).flatten(1).all(1))
-        if not bool(known.all()):
-            # One more evaluation gives F and the state after exactly `moved` positions.
-            fz, after = self.step(p.z, self.inject, self.state, moved)
-            self.sweeps += 1
         self.state = tree.select(moved > 0, after, self.state)
         target = self._targets(moved)
         self._scatter(self.value, target, p.z)
@@ -125,7 +132,7 @@ class _Slider:
         self._scatter(self.residual, target, p.residual)
         self.start = self.start + moved
         self.inject = self._view()
-        if bool(whole.all()):
+        if whole:
             self.progress = tree.select(moved > 0, self.fresh, p)
         else:
             source = self.offsets + moved[:, None]

@@ -13,7 +13,7 @@ from equilm.decode.evaluation import Evaluation
 from equilm.decode.request import Request, Sampling
 from equilm.nn import graph
 from equilm.nn.linear import Weight
-from tests.decode.plain import plain, ragged, run
+from tests.decode.plain import ids, plain, ragged, run
 from tests.nn.build import equilibrium_model, language_model
 
 KINDS = [(kind, implicit) for kind in ("mamba2", "attention") for implicit in (True, False)]
@@ -37,7 +37,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
 
     def noted(function: Callable[[], Any]) -> Callable[[], Any]:
-        made.append(function)
+        made.append(getattr(function, "func", function))
         return imitation(function)
 
     monkeypatch.setattr(graph, "recorded", noted)
@@ -75,10 +75,25 @@ def test_replaying_is_calling(start: Any, recordings: list[Any]) -> None:
         Request(prompt=(4, 5), max_tokens=5, stop_tokens=(1, 2, 3, 4), tolerance=1e-6),
     ]
     engines = [Engine(model, slots=4, start=start) for _ in range(2)]
-    engines[1].slots._record.records = False
+    engines[1].slots.recorder.records = False
     first, second = (run(engine, [*ragged(4), *odd]) for engine in engines)
     assert first == second
     assert recordings
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "attention"])
+def test_prompts_from_recordings(kind: str, recordings: list[Any]) -> None:
+    model = build(kind, True)
+    requests = [
+        Request(prompt=tuple(t % 11 for t in range(n)), max_tokens=2, tolerance=1e-7, max_steps=100)
+        for n in (38, 30, 23)
+    ]
+    settings: dict[str, Any] = {"capacity": 50, "window": 8, "chunk": 16, "short": 2}
+    told = run(Engine(model, slots=2, **settings), requests)
+    assert [ids(one) for one in told] == [ids(plain(model, each)) for each in requests]
+    # With and without a number of valid tokens; a cache would be copied whole.
+    windows = [one for one in recordings if "Windows" in one.__qualname__]
+    assert len(windows) == (2 if kind == "mamba2" else 0)
 
 
 def test_weights_that_moved_are_recorded_anew(recordings: list[Any]) -> None:
@@ -104,11 +119,10 @@ def test_graphs_are_calling(kind: str, implicit: bool, precision: Any, check_eve
     requests = [*ragged(6), *ragged(3, seed=1, logprobs=2)]
     settings: dict[str, Any] = {"slots": 4, "capacity": 40, "check_every": check_every}
     engines = [Engine(model, precision=precision, **settings) for _ in range(2)]
-    assert engines[0].slots._record.records
-    engines[1].slots._record.records = False
+    assert engines[0].slots.recorder.records
+    engines[1].slots.recorder.records = False
     first, second = (run(engine, requests) for engine in engines)
-    same = [[token.id for token in one.tokens] for one in first]
-    assert same == [[token.id for token in one.tokens] for one in second]
+    assert [ids(one) for one in first] == [ids(one) for one in second]
     assert [one.tokens[0].steps for one in first] == [one.tokens[0].steps for one in second]
 
 

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from equilm.decode.request import Request
 from equilm.measure import bench as package
 from equilm.measure.bench import (
     bench,
     clock,
     decode_rows,
+    engine_rows,
     inputs,
     mamba2_operations,
     operation,
+    planning,
     rows,
     train_rows,
 )
@@ -60,6 +63,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "TRAIN_CPU", steps)
     monkeypatch.setattr(rows, "SHAPES_CPU", {"tiny": (2, 5), "tiny-llama": (3, 4)})
     monkeypatch.setattr(rows, "DECODE_CPU", (sweep_row("tiny", 1), sweep_row("tiny-llama", 3)))
+    monkeypatch.setattr(planning, "SHORT", 20)
+    monkeypatch.setattr(engine_rows, "SWEEPS", 36)
+    monkeypatch.setattr(engine_rows, "PROMPTS", 1)
+    monkeypatch.setattr(engine_rows, "config_of", tiny_config)
+    monkeypatch.setattr("equilm.measure.bench.planning._mixers", lambda on_gpu: [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -129,9 +137,32 @@ def test_operations_are_timed_forward_and_back() -> None:
 @pytest.mark.usefixtures("tiny")
 def test_sweeps_are_timed() -> None:
     found = by_row("decode")
-    assert list(found) == ["tiny one sweep None 1x1", "tiny-llama one sweep None 3x1"]
+    assert list(found) == [
+        "tiny one sweep None 1x1",
+        "tiny-llama one sweep None 3x1",
+        "tiny sweep in the engine None 1x1",
+        "tiny-llama sweep in the engine None 3x1",
+        "tiny prompt in the engine None 1x20",
+        "tiny-llama prompt in the engine None 1x20",
+    ]
     told = found["tiny one sweep None 1x1"]
     assert told["speed"].value == pytest.approx(1e3 / float(str(told["time"].value)))
+    # Eight evaluations a token, and one that says how the last of them ended.
+    told = found["tiny sweep in the engine None 1x1"]
+    sweeps = float(str(told["time"].value)) * float(str(told["speed"].value)) / 1e3
+    assert sweeps == pytest.approx(1 / 9, rel=0.1)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_engine_whose_recordings_lie_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = itertools.count()
+    monkeypatch.setattr(engine_rows, "_requests", lambda model, count, _: _odd(next(turns)))
+    with pytest.raises(Wrong, match=r"^engine of tiny: recordings change the answers"):
+        by_row("decode", only="tiny sweep in the engine")
+
+
+def _odd(turn: int) -> list[Request]:
+    return [Request(prompt=(1,), max_tokens=3 + turn, max_steps=8, tolerance=0.0)]
 
 
 @pytest.mark.usefixtures("tiny")

@@ -55,12 +55,15 @@ def test_kernel(
     if chain:
         through = ((record.status != Status.OPEN) | (residual <= limits[0])).cumprod(-1).bool()
         before = torch.cat([torch.ones_like(through[..., :1]), through[..., :-1]], dim=-1)
-    new, first, all_, tolerance, most = (
+    given: list[Any] = [
         value.to(DEVICE) if isinstance(value, torch.Tensor) else value
         for value in (residual, before, through, *limits)
-    )
+    ]
+    new, first, through_first, tolerance, most = given
     there = Record(*(field.to(DEVICE).clone() for field in record))
-    fields, *marks = kernel(new, there, first, all_, tolerance, most, cycle, inplace=inplace)
+    fields, *marks = kernel(
+        new, there, first, through_first, tolerance, most, cycle, inplace=inplace
+    )
     for got, expected in zip([*fields, *marks], [*want.record, *want[1:]], strict=True):
         assert got.dtype == expected.dtype
         torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=0, equal_nan=True)

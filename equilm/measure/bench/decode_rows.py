@@ -1,6 +1,6 @@
 """One sweep of all layers for one token a sequence: what decoding repeats, from a graph on a GPU.
 
-Tested first: outputs and next states of two layers. Read `operation.py` next.
+Tested first: outputs and next states of two layers. Read `engine_rows.py` next.
 """
 
 import copy
@@ -14,6 +14,7 @@ from torch import Tensor
 from equilm import tree
 from equilm.measure.bench.build import build, noise, stack_of
 from equilm.measure.bench.clock import median_ms, peak_gib
+from equilm.measure.bench.engine_rows import ENGINE, PROMPT, engine_records
 from equilm.measure.bench.floors import Work, stack_work, tensor_bytes
 from equilm.measure.bench.place import Place, records_of
 from equilm.measure.bench.rows import Row, config_of
@@ -33,14 +34,17 @@ def decode_records(rows: Iterable[Row], place: Place, name: str) -> Iterator[lis
     """Test the layers of each row, then time a sweep; yield the Records of a row at a time.
 
     Args:
-        rows: Sweeps.
+        rows: Sweeps, and what the engine does.
         place: Where and in which type.
         name: Of the benchmark, in the names of the Records.
 
     Raises:
-        Wrong: If an output or a state is not that of the plain twin.
+        Wrong: If an output or a state is not that of the plain twin, or an answer of the engine.
     """
     for row in rows:
+        if row.part in (ENGINE, PROMPT):
+            yield from engine_records([row], place, name)
+            continue
         check_sweep(row, place)
         yield _measure(name, row, place)
 

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from equilm.measure.bench import rows
+from equilm.measure.bench.engine_rows import engine_rows
 from equilm.measure.bench.op_rows import op_rows
 from equilm.measure.bench.rows import Row, config_of
+
+LONG, SHORT = 2048, 256  # tokens of a prompt on a GPU, and elsewhere
 
 
 class Planned(NamedTuple):
@@ -68,6 +71,7 @@ def _ops(preset: str, on_gpu: bool) -> list[Planned]:
 def _decode(preset: str, on_gpu: bool) -> list[Planned]:
     listed = rows.DECODE_GPU if on_gpu else rows.DECODE_CPU
     kept = _of(preset, listed) or tuple(rows.sweep_row(preset, batch) for batch in (1, 64))
+    kept += tuple(engine_rows(kept, LONG if on_gpu else SHORT))
     return [Planned("decode", row) for row in kept]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from equilm.record import Record
-from equilm.report import curves, extrapolation, language, maps, scaling, traffic
+from equilm.report import curves, extrapolation, language, maps, mixing, scaling, traffic
 from equilm.report.plot import Plot
 
 FIGURES: tuple[Callable[[Iterable[Record]], Plot | None], ...] = (
@@ -23,6 +23,7 @@ FIGURES: tuple[Callable[[Iterable[Record]], Plot | None], ...] = (
     curves.training_curves,
     extrapolation.validation_curves,
     scaling.scaling_curves,
+    mixing.mixer_curves,
     traffic.traffic_curves,
 )
 

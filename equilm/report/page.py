@@ -197,7 +197,11 @@ _SECTIONS = {
     ),
     "What it costs": ("effort table", "effort", "residual"),
     "Why it works": ("jacobian",),
-    "How fast it is": ("scaling", *(f"speed table {n}" for n in range(MAX_SPEED_TABLES))),
+    "How fast it is": (
+        "scaling",
+        "mixers-speed",
+        *(f"speed table {n}" for n in range(MAX_SPEED_TABLES)),
+    ),
     "How it was trained": ("training",),
 }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -1,6 +1,6 @@
 """Tables of speed from the Records of `equilm bench`: what came out, and how near its floor.
 
-Read next: `scaling.py`.
+Read next: `scaling.py` and `mixing.py`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +14,8 @@ PREFIX, OPERATIONS = "bench_", "ops"
 TITLES = {
     "train": "A training step",
     "ops": "Operations",
+    "mixing": "Mixers by the length, tokens alike",
+    "generation": "A generated token of explicit models",
     "decode": "A sweep of all layers for one token a sequence",
     "by_batch": "A training step by the batch",
     "by_length": "A training step by the length, tokens alike",

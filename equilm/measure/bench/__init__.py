@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from equilm.measure.bench.decode_rows import decode_records
+from equilm.measure.bench.generation_rows import generation_records
+from equilm.measure.bench.mixing_rows import mixing_records
 from equilm.measure.bench.op_rows import op_records
 from equilm.measure.bench.place import here
 from equilm.measure.bench.planning import plan
@@ -31,7 +33,13 @@ def bench(what: str, *, preset: str = "", only: str = "") -> Iterator[list[Recor
         Wrong: If what would be timed does not compute what it should.
     """
     place = here()
-    measure = {"ops": op_records, "decode": decode_records}.get(what, train_records)
+    measures = {
+        "ops": op_records,
+        "mixing": mixing_records,
+        "generation": generation_records,
+        "decode": decode_records,
+    }
     planned = plan(what, preset=preset, only=only, on_gpu=place.device.type == "cuda")
     for name, group in groupby(planned, key=lambda one: one.name):
+        measure = measures.get(name, train_records)
         yield from measure([one.row for one in group], place, name)

@@ -110,18 +110,20 @@ def product(x_BTD: Tensor, weight_ED: Tensor) -> Operation:
     return Operation(run=run, rows=(x_BTD,), weights=(weight_ED,), flops=flops)
 
 
-def forward_ms(operation: Operation, place: Place) -> float:
+def forward_ms(operation: Operation, place: Place, *, repeats: int | None = None) -> float:
     """Return the median time of a forward pass without gradient, launching not included."""
     run = _computed(operation, place)
     runs = [partial(run, *rows, *operation.weights) for rows in _copies(operation, place)]
     with torch.no_grad(), place.computing(), prepared(operation.module or nn.Identity()):
-        return median_ms(runs, place.device, repeats=REPEATS, before=head_start(place.device))
+        before = head_start(place.device)
+        return median_ms(runs, place.device, repeats=repeats or REPEATS, before=before)
 
 
-def both_ms(operation: Operation, place: Place) -> float:
+def both_ms(operation: Operation, place: Place, *, repeats: int | None = None) -> float:
     """Return the median time of a forward and a backward pass, launching not included."""
     runs = [_forward_backward(operation, place, rows) for rows in _copies(operation, place)]
-    return median_ms(runs, place.device, repeats=REPEATS, before=head_start(place.device))
+    before = head_start(place.device)
+    return median_ms(runs, place.device, repeats=repeats or REPEATS, before=before)
 
 
 def works(operation: Operation, place: Place) -> tuple[Work, Work]:

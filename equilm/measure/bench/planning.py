@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from equilm.measure.bench import rows
+from equilm.measure.bench.generation_rows import PROMPTS, generation_rows
+from equilm.measure.bench.mixing_rows import WIDTHS, mixing_rows
 from equilm.measure.bench.engine_rows import engine_rows
 from equilm.measure.bench.op_rows import op_rows
 from equilm.measure.bench.rows import Row, config_of
@@ -65,7 +67,26 @@ def _ops(preset: str, on_gpu: bool) -> list[Planned]:
     shapes = rows.SHAPES_GPU if on_gpu else rows.SHAPES_CPU
     if preset:
         shapes = {preset: shapes.get(preset, (4, 2048) if on_gpu else (1, 64))}
-    return [Planned("ops", row) for row in op_rows(shapes)]
+    listed = [Planned("ops", row) for row in op_rows(shapes)]
+    return listed if preset else listed + _mixers(on_gpu)
+
+
+def _mixers(on_gpu: bool) -> list[Planned]:
+    """Mixers of one width by the length, and models of one size generating by the batch."""
+    (large, small), (long, short) = WIDTHS, PROMPTS
+    mixing = (large, 2**19, 9, 20) if on_gpu else (small, 2**10, 7, 11)
+    model, tokens, first, stop = mixing
+    found = [
+        Planned("mixing", row)
+        for row in mixing_rows(model, tokens, [2**n for n in range(first, stop)])
+    ]
+    names = ("s6-130m", "mamba2-130m", "llama-130m")
+    if not on_gpu:
+        names = ("small-s6", "small-mamba2", "small-llama")
+    batches = rows.BATCHES_GPU if on_gpu else rows.BATCHES_CPU
+    explicit = [f"explicit-{name}" for name in names]
+    tokens_of = generation_rows(explicit, long if on_gpu else short, batches)
+    return found + [Planned("generation", row) for row in tokens_of]
 
 
 def _decode(preset: str, on_gpu: bool) -> list[Planned]:

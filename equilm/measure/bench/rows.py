@@ -12,6 +12,7 @@ from typing import Literal
 from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.model import ModelConfig
 from equilm.nn.presets import explicit, preset
+from equilm.nn.s6 import S6Config
 from equilm.report.speed import label
 
 RECOMPUTED = "recomputed"  # the part of a step whose blocks are computed again
@@ -130,8 +131,12 @@ DECODE_GPU = (
 )
 DECODE_CPU = tuple(sweep_row(m, b) for m in ("small-mamba2", "state-tracking") for b in (1, 64))
 
-# Stand-ins for the published sizes where a whole one would take minutes.
-_SMALL = {
+# Batches at which a token is generated.
+BATCHES_GPU, BATCHES_CPU = (1, 4, 16, 64, 256), (1, 8)
+
+# What has no published implicit model, and stand-ins where a whole one would take minutes.
+_OWN = {
+    "s6-130m": replace(preset("mamba2-130m"), mixer=S6Config()),
     "small-mamba2": replace(
         preset("mamba2-130m"),
         vocab_size=1000,
@@ -142,16 +147,19 @@ _SMALL = {
     "small-llama": replace(
         preset("llama-130m"), vocab_size=1000, width=192, num_layers=2, mlp_hidden=512
     ),
+    "small-s6": replace(
+        preset("mamba2-130m"), vocab_size=1000, width=128, num_layers=2, mixer=S6Config()
+    ),
 }
 
 
 def config_of(name: str) -> ModelConfig:
-    """Look up a published model, a small stand-in, or either without its equilibrium.
+    """Look up a published model, one of ours, or either without its equilibrium.
 
     Raises:
         ValueError: For an unknown name; names the nearest.
     """
     plain = name.removeprefix("explicit-")
-    if plain not in _SMALL:
+    if plain not in _OWN:
         return preset(name)
-    return _SMALL[plain] if plain == name else explicit(_SMALL[plain])
+    return _OWN[plain] if plain == name else explicit(_OWN[plain])

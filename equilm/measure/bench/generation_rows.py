@@ -1,0 +1,84 @@
+"""A token of every row by greedy generation: embedding, all layers, head, and the state kept.
+
+From a graph on a GPU. The layers are tested first. Read `planning.py` next.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from equilm import tree
+from equilm.measure.bench.build import build, random_tokens, stack_of
+from equilm.measure.bench.clock import WARM_UP, median_ms
+from equilm.measure.bench.decode_rows import check_sweep
+from equilm.measure.bench.floors import Work, stack_work, tensor_bytes
+from equilm.measure.bench.place import Place, records_of
+from equilm.measure.bench.rows import Row, config_of
+from equilm.nn.graph import recorded
+from equilm.nn.linear import prepared
+from equilm.nn.mixer import State
+from equilm.nn.model import LanguageModel
+from equilm.record import Record
+
+REPEATS = 20
+PROMPTS = {"a token after 2048": 2048, "a token after 64": 64}
+
+
+def generation_rows(models: Iterable[str], part: str, batches: Iterable[int]) -> tuple[Row, ...]:
+    """The rows of explicit models after a prompt of `PROMPTS`, at each batch."""
+    sizes = list(batches)
+    return tuple(
+        Row(model=model, batch=batch, length=1, part=part) for model in models for batch in sizes
+    )
+
+
+def generation_records(rows: Iterable[Row], place: Place, name: str) -> Iterator[list[Record]]:
+    """Test the layers of each model, then time its tokens; yield the Records of a row at a time.
+
+    Args:
+        rows: As `generation_rows` makes them.
+        place: Where and in which type.
+        name: Of the benchmark, in the names of the Records.
+
+    Raises:
+        Wrong: If an output or a state is not that of the plain twin.
+    """
+    tested = set()
+    for row in rows:
+        if row.model not in tested:
+            check_sweep(row, place)
+            tested.add(row.model)
+        yield _measure(name, row, place)
+
+
+def _measure(name: str, row: Row, place: Place) -> list[Record]:
+    model = build(config_of(row.model), place.device)
+    prompt, room = PROMPTS[row.part], WARM_UP + REPEATS + 2
+    tokens_BT = random_tokens(model, (row.batch, prompt), place.device)
+    tokens_B1 = tokens_BT[:, -1:].clone()
+    with torch.no_grad(), place.computing(), prepared(model):
+        state = model.init_state(row.batch, prompt + room)
+        _, state = model.core(model.embed(tokens_BT), state)
+
+        def run() -> None:
+            _step(model, tokens_B1, state)
+
+        repeat = recorded(run) if place.device.type == "cuda" else run
+        ms = median_ms([repeat], place.device, repeats=REPEATS)
+    itemsize = place.dtype.itemsize
+    work = stack_work(stack_of(model), row.batch, 1, itemsize)
+    head = Work(2.0 * row.batch * model.embedding.numel(), itemsize * model.embedding.numel())
+    return records_of(name, row, place, ms=ms, work=work + head + Work(0.0, tensor_bytes(state)))
+
+
+def _step(model: LanguageModel, tokens_B1: Tensor, state: State) -> None:
+    """Let the likeliest next token and the next state take the place of these."""
+    z_B1D, after = model.core(model.embed(tokens_B1), state)
+    tokens_B1.copy_(model.logits(z_B1D).argmax(-1))
+    tree.map_(_keep, state, after)
+
+
+def _keep(old: Tensor, new: Tensor) -> None:
+    if old.data_ptr() != new.data_ptr():
+        old.copy_(new)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from equilm.measure.bench import rows
+from equilm.measure.bench.engine_rows import engine_rows
 from equilm.measure.bench.generation_rows import PROMPTS, generation_rows
 from equilm.measure.bench.mixing_rows import WIDTHS, mixing_rows
-from equilm.measure.bench.engine_rows import engine_rows
 from equilm.measure.bench.op_rows import op_rows
 from equilm.measure.bench.rows import Row, config_of
 

@@ -15,14 +15,19 @@ CHUNK_BYTES = {"cuda": 2**30, "cpu": 2**27}
 
 
 class CrossEntropy(NamedTuple):
-    """Scalars on the device: Σ loss of the targets asked in nats, how many are asked, and right.
+    """On the device: Σ loss of the targets asked in nats, how many are asked, and which are right.
 
-    The loss is in float32 or wider, and alone has a gradient; the numbers are int64.
+    The loss is in float32 or wider, and alone has a gradient; the number is int64.
     """
 
-    loss_sum: Tensor
-    num_targets: Tensor
-    num_correct: Tensor
+    loss_sum: Tensor  # scalar
+    num_targets: Tensor  # scalar
+    right: Tensor  # bool, in the targets' shape; false where not asked
+
+    @property
+    def num_correct(self) -> Tensor:
+        """How many are right, an int64 scalar."""
+        return self.right.sum()
 
 
 def linear_cross_entropy(
@@ -42,7 +47,7 @@ def linear_cross_entropy(
         ignore: The target of a row that is not asked.
 
     Returns:
-        The sum and the numbers; a row is right if its target is the first of the largest logits.
+        The sum, the number, and each row: right if its target is the first of the largest logits.
 
     Raises:
         ValueError: If the shapes do not belong together.
@@ -53,34 +58,33 @@ def linear_cross_entropy(
         raise ValueError(
             f"targets: expected shape {tuple(z_RD.shape[:-1])}, got {tuple(targets_R.shape)}"
         )
+    shape = targets_R.shape
     z_RD, targets_R = z_RD.flatten(0, -2), targets_R.flatten()
     num_targets = (targets_R != ignore).sum()
     if not z_RD.is_cuda and _num_chunks(len(z_RD), head_VD, head_VD.dtype) == 1:
         # Nothing to save, and recipes of small models were tuned on autograd's rounding.
-        loss_sum, num_correct = _at_once(z_RD, head_VD, targets_R, vocab_size, ignore)
+        loss_sum, right_R = _at_once(z_RD, head_VD, targets_R, vocab_size, ignore)
     elif torch.is_grad_enabled() and (z_RD.requires_grad or head_VD.requires_grad):
-        loss_sum, num_correct = LinearCrossEntropy.apply(
-            z_RD, head_VD, targets_R, vocab_size, ignore
-        )
+        loss_sum, right_R = LinearCrossEntropy.apply(z_RD, head_VD, targets_R, vocab_size, ignore)
     else:
-        loss_sum, num_correct, _, _ = _walk(z_RD, head_VD, targets_R, vocab_size, ignore)
-    return CrossEntropy(loss_sum, num_targets, num_correct)
+        loss_sum, right_R, _, _ = _walk(z_RD, head_VD, targets_R, vocab_size, ignore)
+    return CrossEntropy(loss_sum, num_targets, right_R.view(shape))
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The loss and the number right of `linear_cross_entropy`, by chunks."""
+    """The loss and what is right of `linear_cross_entropy`, by chunks."""
 
     @staticmethod
     def forward(
         ctx: Any, z_RD: Tensor, head_VD: Tensor, targets_R: Tensor, vocab_size: int, ignore: int
     ) -> tuple[Tensor, Tensor]:
-        loss_sum, num_correct, dz_RD, dhead_VD = _walk(
+        loss_sum, right_R, dz_RD, dhead_VD = _walk(
             z_RD, head_VD, targets_R, vocab_size, ignore, needs=ctx.needs_input_grad[:2]
         )
         ctx.save_for_backward(dz_RD, dhead_VD)
         ctx.dtypes = z_RD.dtype, head_VD.dtype
-        ctx.mark_non_differentiable(num_correct)
-        return loss_sum, num_correct
+        ctx.mark_non_differentiable(right_R)
+        return loss_sum, right_R
 
     @staticmethod
     @once_differentiable
@@ -141,7 +145,7 @@ def _walk(
     ignore: int,
     needs: tuple[bool, bool] = (False, False),
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the loss, the number right, and the gradients of z and of the head that are needed."""
+    """Return the loss, what is right, and the gradients of z and of the head that are needed."""
     num_rows, head_rows, dtype = len(z_RD), len(head_VD), _product_type(head_VD)
     z_RD, head_VD = z_RD.to(dtype), head_VD.to(dtype)
     if head_VD.is_cuda:
@@ -166,7 +170,7 @@ def _walk(
         if dhead_VD is not None:
             _add_product(dhead_VD, chunk_RV.T, z_RD[rows])
     dhead_VD = None if dhead_VD is None else dhead_VD[:head_rows]
-    return torch.cat(losses).sum(), torch.cat(rights).sum(), dz_RD, dhead_VD
+    return torch.cat(losses).sum(), torch.cat(rights), dz_RD, dhead_VD
 
 
 def _at_once(
@@ -176,7 +180,7 @@ def _at_once(
     logits_RV = logits_RV.to(_widened(logits_RV.dtype))
     losses_R = F.cross_entropy(logits_RV, targets_R, ignore_index=ignore, reduction="none")
     right_R = (logits_RV.argmax(-1) == targets_R) & (targets_R != ignore)
-    return losses_R.sum(), right_R.sum()
+    return losses_R.sum(), right_R
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

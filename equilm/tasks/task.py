@@ -44,6 +44,8 @@ class Task(Protocol):
     # Whether row r of a batch is a function of index · batch_size + r, so that a process of several
     # may ask for its own rows alone.
     by_row: bool = False
+    # Whether rows may go on after others: `follow`.
+    follows: bool = False
 
     def batch(self, *, split: str, length: int, batch_size: int, seed: int, index: int) -> Batch:
         """The batch at (split, length, batch_size, seed, index): a pure function of the five.
@@ -62,6 +64,21 @@ class Task(Protocol):
             ValueError: an argument outside its range.
         """
         ...
+
+    def follow(self, batch: Batch, known_B: Tensor) -> tuple[Batch, Tensor]:
+        """The batch, each row of which goes on after another row; for a task that `follows`.
+
+        Args:
+            batch: as `batch` gave it.
+            known_B: int64, what this gave of the row before; 0 for a row that goes on after none.
+
+        Returns:
+            The batch with targets that mind the past, and what is to be known of it from here on.
+
+        Raises:
+            ValueError: rows of this task stand alone.
+        """
+        raise ValueError(f"{self.name}: expected rows that begin anew, got some that go on")
 
 
 def check_position(*, split: str, length: int, batch_size: int, index: int) -> None:

@@ -51,6 +51,8 @@ class WordProblem(Task):
         config: the monoid and the share of identities.
     """
 
+    follows = True
+
     def __init__(self, config: WordProblemConfig) -> None:
         self.config = config
         self.monoid = parse(config.group)
@@ -79,6 +81,11 @@ class WordProblem(Task):
         generator = position_generator(split=split, length=length, seed=seed, index=index)
         tokens_BT = self._draw((batch_size, length), generator)
         return Batch(tokens_BT, prefix_products(tokens_BT, self.monoid.table_QQ))
+
+    def follow(self, batch: Batch, known_B: Tensor) -> tuple[Batch, Tensor]:
+        """See `Task`; known is the product so far, and 0 is the identity."""
+        targets_BT = self.monoid.table_QQ[known_B[:, None], batch.targets_BT]
+        return Batch(batch.tokens_BT, targets_BT), targets_BT[:, -1]
 
     def _draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         chance = self.config.identity_probability

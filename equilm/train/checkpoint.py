@@ -3,7 +3,7 @@
     run/recipe.json
     run/metrics.jsonl
     run/checkpoints/step-00000650/{config.json, model.safetensors,
-                                   optimizer.safetensors, training.json}
+                                   optimizer.safetensors, training.json, carried.safetensors}
 
 of one process, or of copies; those of a spread model are `sharded.py`'s, and are read here as well.
 Written whole or not at all and never unpickled: `equilm/nn/folder.py`. Read `trainer.py` next.
@@ -11,7 +11,7 @@ Written whole or not at all and never unpickled: `equilm/nn/folder.py`. Read `tr
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -27,10 +27,12 @@ from equilm.nn.folder import (
 )
 from equilm.nn.model import LanguageModel
 from equilm.nn.shards import SHARDS
-from equilm.train import parallel, sharded
+from equilm.train import carry, parallel, sharded
+from equilm.train.carry import Carried
 from equilm.train.schedule import Place
 
 OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
+CARRIED = "carried.safetensors"  # where rows go on from step to step alone
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -42,6 +44,7 @@ class Position:
     place: Place = field(default_factory=Place)  # in the curriculum
     skipped: int = 0  # steps without a finite gradient, the last ones in a row
     seconds: float = 0.0  # of training
+    carried: Carried | None = None  # rows that go on
 
 
 def save_checkpoint(
@@ -66,6 +69,8 @@ def save_checkpoint(
         OPTIMIZER: safetensors.torch.save(moments),
         TRAINING: training_file(position),
     }
+    if position.carried is not None:
+        extra[CARRIED] = safetensors.torch.save(carry.tensors_of(position.carried))
     try:
         save_model(model, folder, extra=extra)
     except OSError as error:
@@ -80,7 +85,13 @@ def checkpoint_folder(run: Path, position: Position) -> Path:
 
 def training_file(position: Position) -> bytes:
     """Return a position as the file TRAINING holds it."""
-    return (json.dumps(asdict(position), indent=2) + "\n").encode()
+    told = asdict(replace(position, carried=None))
+    if position.carried is None:
+        del told["carried"]
+    else:
+        # The tensors have a file of their own.
+        told["carried"] = CARRIED
+    return (json.dumps(told, indent=2) + "\n").encode()
 
 
 def delete_old(run: Path, *, keep: int) -> None:
@@ -122,8 +133,12 @@ def load_checkpoint(
     training_json = read_extra(folder, TRAINING)
     try:
         training = json.loads(training_json)
+        carried = training.pop("carried", None)
         position = Position(**{**training, "place": Place(*training["place"])})
-    except (ValueError, KeyError, TypeError) as error:
+        if carried is not None:
+            tensors = safetensors.torch.load(read_extra(folder, CARRIED))
+            position = replace(position, carried=carry.from_tensors(model, tensors))
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: no training checkpoint of this run ({error})") from None
     if (folder / SHARDS).is_dir():
         sharded.load(folder, model, optimizer)

@@ -67,6 +67,10 @@ class Phase:
         window: Tokens solved at once, with gradients passed on through the state between windows;
             `None` solves the whole sequence at once.
         precision: Of the sweeps without gradient, as in `Solve`; `None` keeps the model's own.
+        carry: Tokens that a row may come to by going on, in the next step, in the state that it
+            ended in; no gradient goes back there. It begins anew where the next step would take it
+            beyond, or its last answer was wrong. `None` begins every row anew. Read for explicit
+            models as well.
     """
 
     share: float = 0.0
@@ -76,6 +80,7 @@ class Phase:
     phantom_steps: int = 4
     window: int | None = None
     precision: Literal["full", "fp8"] | None = None
+    carry: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
@@ -86,18 +91,25 @@ class Phase:
             raise ValueError(f"steps_per_token: expected a number > 0, got {self.steps_per_token}")
         if self.phantom_steps < 1:
             raise ValueError(f"phantom_steps: expected an integer >= 1, got {self.phantom_steps}")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window: expected an integer >= 1, got {self.window}")
+        for name in ("window", "carry"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value}")
+
+
+def phase_at(phases: tuple[Phase, ...], *, share: float, length: int) -> Phase | None:
+    """Return the last phase that has begun, if one has."""
+    begun = [phase for phase in phases if share >= phase.share and length >= phase.length]
+    return begun[-1] if begun else None
 
 
 def at_phase(
     config: EquilibriumConfig, phases: tuple[Phase, ...], *, share: float, length: int
 ) -> EquilibriumConfig:
     """Return `config` with the depth of the last phase that has begun; unchanged if none has."""
-    begun = [phase for phase in phases if share >= phase.share and length >= phase.length]
-    if not begun:
+    phase = phase_at(phases, share=share, length=length)
+    if phase is None:
         return config
-    phase = begun[-1]
     max_steps = phase.max_steps
     if phase.steps_per_token is not None:
         at_once = min(length, phase.window or length)

@@ -22,13 +22,14 @@ from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.model import LanguageModel, parameter_count
 from equilm.record import Record
 from equilm.tasks import Batch, build_task
-from equilm.train import checkpoint, parallel, sharded
+from equilm.train import carry, checkpoint, parallel, sharded
+from equilm.train.carry import Carried
 from equilm.train.checkpoint import Position
-from equilm.train.gradient import accumulate
+from equilm.train.gradient import Found, accumulate
 from equilm.train.metrics import StepReport, opened, summary_writer
 from equilm.train.optim import build_optimizer, clip_gradients, set_rate
 from equilm.train.recipe import Recipe
-from equilm.train.schedule import at_phase
+from equilm.train.schedule import Phase, at_phase, phase_at
 
 RANK_SEED = 2_654_435_761  # between the dropout of two ranks, odd and far from any step count
 MAX_SKIPPED = 10  # steps without a finite gradient in a row before giving up
@@ -63,6 +64,8 @@ class Trainer:
         self.device = self.ranks.device
         self.writer = summary_writer() if tensorboard and self.ranks.is_first else None
         self.ranks.rows(recipe.batch_size)
+        if any(phase.carry is not None for phase in recipe.phases):
+            self._check_carry()
         generator = torch.Generator().manual_seed(recipe.seed)
         self.model = LanguageModel(recipe.model_for(self.task), generator=generator)
         self.model.to(self.device).train()
@@ -115,7 +118,7 @@ class Trainer:
         # Dropout draws from here; a function of the step survives any interruption.
         torch.manual_seed(recipe.seed * 1_000_003 + here.step + self.ranks.rank * RANK_SEED)
         self.optimizer.zero_grad(set_to_none=True)
-        found = accumulate(self.model, batch, recipe, self.ranks)
+        found, carried = self._learn(batch)
         rate, grad_norm = self._descend()
         step = here.step + 1
         took = time.perf_counter() - began
@@ -126,6 +129,7 @@ class Trainer:
             ),
             skipped=0 if math.isfinite(grad_norm) else here.skipped + 1,
             seconds=here.seconds + took,
+            carried=carried,
         )
         self._check_finite()
         return StepReport(
@@ -140,6 +144,34 @@ class Trainer:
             seconds=self.position.seconds,
         )
 
+    def _learn(self, batch: Batch) -> tuple[Found, Carried | None]:
+        """Add the gradient of a batch, and return where its rows ended if they may go on."""
+        phase = self._phase(batch.tokens_BT.shape[1])
+        if phase is None or phase.carry is None:
+            found = accumulate(self.model, self._placed(batch), self.recipe, self.ranks)
+            return found, None
+        rows, length = batch.tokens_BT.shape
+        begin = carry.begun(
+            self.model,
+            self.position.carried,
+            rows=rows,
+            length=length,
+            limit=phase.carry,
+            noise=self.recipe.state_noise,
+        )
+        batch, known_B = self.task.follow(batch, begin.known_B)
+        found = accumulate(
+            self.model, self._placed(batch), self.recipe, self.ranks, begin=begin.state
+        )
+        right_B = found.right_B.cpu()
+        carried = carry.ended(
+            begin, state=found.state, known_B=known_B, right_B=right_B, length=length
+        )
+        return found, carried
+
+    def _placed(self, batch: Batch) -> Batch:
+        return tree.map_(lambda part: part.to(self.device), batch)
+
     def _batch(self, length: int) -> Batch:
         """Return this rank's rows; which rows there are is a function of the step alone."""
         recipe, ranks = self.recipe, self.ranks
@@ -153,7 +185,12 @@ class Trainer:
             seed=recipe.seed,
             index=step * ranks.size + ranks.rank if alone else step,
         )
-        return tree.map_(lambda part: (part if alone else part[rows]).to(self.device), batch)
+        return batch if alone else tree.map_(lambda part: part[rows], batch)
+
+    def _phase(self, length: int) -> Phase | None:
+        """Return the phase of this step."""
+        share = self.position.step / self.recipe.steps
+        return phase_at(self.recipe.phases, share=share, length=length)
 
     def _go_deep(self, length: int) -> None:
         """Set the depth of the solve for this step."""
@@ -177,6 +214,14 @@ class Trainer:
         if math.isfinite(grad_norm):
             self.optimizer.step()
         return rate, grad_norm
+
+    def _check_carry(self) -> None:
+        if not self.task.follows:
+            raise ConfigError(
+                f"phases.carry: expected none for {self.task.name}, whose rows stand alone"
+            )
+        if self.ranks.size > 1:
+            raise ConfigError(f"phases.carry: expected one process, got {self.ranks.size}")
 
     def _check_finite(self) -> None:
         skipped = self.position.skipped

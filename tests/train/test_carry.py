@@ -1,0 +1,132 @@
+"""Rows that go on from step to step in their own state, and rows that begin anew."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from equilm import tree
+from equilm.config import ConfigError, decode
+from equilm.nn.attention import AttentionConfig
+from equilm.nn.model import LanguageModel
+from equilm.tasks import IGNORE, Batch, InductionConfig, WordProblem, WordProblemConfig, build_task
+from equilm.tasks.word_problem import prefix_products
+from equilm.train import carry
+from equilm.train.gradient import accumulate
+from equilm.train.parallel import Ranks
+from equilm.train.recipe import Recipe
+from equilm.train.schedule import FixedLengths, Phase
+from equilm.train.trainer import Trainer
+from tests.train.tiny import EXPLICIT, TINY, curve, finish, left_behind
+
+# Fresh rows of three tokens at first, then rows of four tokens a step that may come to eleven.
+RECIPE = replace(
+    TINY,
+    device="cpu",
+    curriculum=FixedLengths(lengths=(3, 4), shares=(0.0, 0.2)),
+    phases=(
+        Phase(max_steps=4, phantom_steps=2),
+        Phase(share=0.2, max_steps=4, phantom_steps=2, window=2, carry=11),
+    ),
+)
+
+
+def model_of(recipe: Recipe) -> LanguageModel:
+    task = build_task(recipe.task)
+    return LanguageModel(recipe.model_for(task), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        replace(RECIPE, model=replace(EXPLICIT, mixer=AttentionConfig(heads=2))),
+        replace(RECIPE, model=EXPLICIT, state_noise=0.3),
+    ],
+)
+def test_a_run_that_stopped_goes_on_bit_for_bit(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, checkpoint_every=1)
+    finish(recipe, tmp_path / "unbroken")
+    for report in Trainer(recipe, tmp_path / "run").run():
+        if report.step == 4:
+            break
+    finish(recipe, tmp_path / "run", resume=True)
+    assert curve(tmp_path / "run") == curve(tmp_path / "unbroken")
+    assert "carried.safetensors" in left_behind(tmp_path / "run")
+    assert left_behind(tmp_path / "run") == left_behind(tmp_path / "unbroken")
+
+
+def test_rows_grow_to_the_limit_or_begin_anew_after_a_wrong_answer(tmp_path: Path) -> None:
+    trainer = Trainer(replace(RECIPE, batch_size=64, steps=12), tmp_path / "run")
+    lengths = []
+    for report in trainer.run():
+        carried = trainer.position.carried
+        assert (carried is None) == (report.step <= 3)
+        if carried is not None:
+            lengths += carried.length_B.tolist()
+    # Two steps of four tokens fit into eleven, three do not.
+    assert set(lengths) == {0, 4, 8}
+
+
+def test_a_row_begins_with_all_it_knew_or_with_nothing() -> None:
+    model = model_of(RECIPE)
+    fresh = model.init_state(4, 1)
+    before = carry.Carried(
+        tree.map_(torch.ones_like, fresh), torch.tensor([5, 4, 3, 2]), torch.tensor([4, 0, 8, 7])
+    )
+    begin = carry.begun(model, before, rows=4, length=4, limit=11)
+    assert begin.length_B.tolist() == [4, 0, 0, 7] and begin.known_B.tolist() == [5, 0, 0, 2]
+    for leaf, new in zip(tree.leaves(begin.state), tree.leaves(fresh), strict=True):
+        assert (leaf[[0, 3]] == 1).all() and leaf[[1, 2]].equal(new[[1, 2]])
+    # A batch of another size leaves nobody to go on.
+    again = carry.begun(model, before, rows=3, length=4, limit=11)
+    assert again.length_B.tolist() == [0, 0, 0] == again.known_B.tolist()
+
+
+def test_answers_go_on_from_the_product_so_far() -> None:
+    task = WordProblem(WordProblemConfig(group="A5"))
+    whole = task.batch(split="train", length=9, batch_size=5, seed=0, index=0)
+    table_QQ = task.monoid.table_QQ
+    known_B, targets = torch.zeros(5, dtype=torch.int64), []
+    for tokens_BT in whole.tokens_BT.split((4, 3, 2), dim=1):
+        piece = Batch(tokens_BT, prefix_products(tokens_BT, table_QQ))
+        piece, known_B = task.follow(piece, known_B)
+        targets.append(piece.targets_BT)
+    assert torch.cat(targets, 1).equal(whole.targets_BT)
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 3])
+def test_a_state_given_is_where_rows_begin_and_no_gradient_goes_there(
+    rows_at_once: int | None,
+) -> None:
+    recipe = replace(RECIPE, rows_at_once=rows_at_once, model=EXPLICIT)
+    model, task = model_of(recipe), build_task(recipe.task)
+    batch = task.batch(split="train", length=8, batch_size=8, seed=0, index=0)
+    ranks = Ranks(device=torch.device("cpu"))
+    first, second = (Batch(*(part[:, cut] for part in batch)) for cut in _halves(4))
+    begin = model.init_state(8, 8)
+    after = accumulate(model, first, recipe, ranks, begin=begin).state
+    assert not any(leaf.requires_grad for leaf in tree.leaves(after))
+    found = accumulate(model, second, recipe, ranks, begin=after)
+    with torch.no_grad():
+        logits_BTV, state = model(batch.tokens_BT)
+        expected = torch.nn.functional.cross_entropy(
+            logits_BTV[:, 4:].flatten(0, 1), second.targets_BT.flatten(), ignore_index=IGNORE
+        )
+    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert found.right_B.equal(logits_BTV[:, -1].argmax(-1) == batch.targets_BT[:, -1])
+    for leaf, whole in zip(tree.leaves(found.state), tree.leaves(state), strict=True):
+        torch.testing.assert_close(leaf, whole)
+
+
+def _halves(cut: int) -> tuple[slice, slice]:
+    return slice(0, cut), slice(cut, None)
+
+
+def test_what_cannot_carry_is_told(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, task=InductionConfig())
+    with pytest.raises(ConfigError, match="whose rows stand alone"):
+        Trainer(recipe, tmp_path / "run")
+    with pytest.raises(ConfigError, match="carry: expected an integer >= 1, got 0"):
+        decode(Recipe, {"phases": [{"carry": 0}]})

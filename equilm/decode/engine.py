@@ -184,9 +184,10 @@ class Engine:
         with self._computing():
             if not self._held:
                 # The weights stay folded as long as there is something to do.
+                if self.evaluation.is_stale():
+                    self.slots.forget()
                 self._held.append(ExitStack())
                 self._held[0].enter_context(self.evaluation.held())
-                self.slots.forget()
             events += self._admit()
             if self.scheduler.turn() == "prefill":
                 events += self._prefill()

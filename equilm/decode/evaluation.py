@@ -15,7 +15,7 @@ from torch import Tensor
 from equilm.decode.windows import Windows
 from equilm.nn.attention import AttentionConfig
 from equilm.nn.equilibrium import Equilibrium
-from equilm.nn.linear import VariationalDropout, prepared
+from equilm.nn.linear import Prepared, VariationalDropout, prepared
 from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.mixer import State
 from equilm.nn.model import LanguageModel, head_product, whole_tiles
@@ -53,6 +53,8 @@ class Evaluation:
         own = self.equilibrium.solve if self.equilibrium else Solve(cycle=None)
         self.solve = replace(own, max_steps=max(1, own.max_steps))
         self._head_VD: Tensor | None = None
+        self._kept: dict[Prepared, Tensor] = {}
+        self._known: list[tuple[int, int]] = []
         # A buffer that grows would be copied whole for every window.
         grows = isinstance(model.config.mixer, AttentionConfig)
         body = self.equilibrium.body if self.equilibrium else model.core
@@ -77,19 +79,35 @@ class Evaluation:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the weights folded and cast for the duration of the block."""
-        model = self.model
-        head_VD: Tensor = model.embedding if model.head is None else model.head
-        device = head_VD.device.type
-        if torch.is_autocast_enabled(device):
-            head_VD = head_VD.to(torch.get_autocast_dtype(device))
-        self._windows.forget()
-        with prepared(model):
-            self._head_VD = whole_tiles(head_VD)
+        """Keep the weights folded and cast for the duration of the block.
+
+        Where recordings hold them, the next block finds them where they were, unless `is_stale`.
+        """
+        model, kept = self.model, self._kept if self.can_be_recorded else {}
+        if self.is_stale():
+            self._windows.forget()
+            kept.clear()
+            self._head_VD = None
+        self._known = _versions(model)
+        with prepared(model, kept):
+            if self._head_VD is None:
+                self._head_VD = self._head()
             try:
                 yield
             finally:
-                self._head_VD = None
+                if not self.can_be_recorded:
+                    self._head_VD = None
+
+    def is_stale(self) -> bool:
+        """Whether a parameter has changed or moved since the weights were last held."""
+        return self._known != _versions(self.model)
+
+    def _head(self) -> Tensor:
+        head_VD: Tensor = self.model.embedding if self.model.head is None else self.model.head
+        device = head_VD.device.type
+        if torch.is_autocast_enabled(device):
+            head_VD = head_VD.to(torch.get_autocast_dtype(device))
+        return whole_tiles(head_VD)
 
     def logits(self, y_ND: Tensor) -> Tensor:
         """Return what `LanguageModel.logits` does, from the weights held; inside `held`."""
@@ -147,3 +165,8 @@ class Evaluation:
         assert found.last is not None
         y_BTD, state = found.last
         return Prefilled(y_BTD, found.steps, found.status, state, found.sweeps)
+
+
+def _versions(model: LanguageModel) -> list[tuple[int, int]]:
+    """Where each parameter lies, and how often it was written."""
+    return [(leaf.data_ptr(), leaf._version) for leaf in model.parameters()]

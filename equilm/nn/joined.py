@@ -63,6 +63,14 @@ class Joined(Prepared):
         """Forget what was joined."""
         self._weight = None
 
+    def made(self) -> Tensor | None:
+        """The joined weight."""
+        return self._weight
+
+    def make_do(self, made: Tensor) -> None:
+        """Take it."""
+        self._weight = made
+
     def lower(self) -> None:
         """Quantise."""
         if self.after_norm:

@@ -31,6 +31,14 @@ class Prepared(nn.Module, ABC):
     def release(self) -> None:
         """Forget them."""
 
+    def made(self) -> Tensor | None:
+        """Return what was made, if it is worth keeping for `make_do`."""
+        return None
+
+    def make_do(self, made: Tensor) -> None:
+        """Take what was made before instead of making it."""
+        raise NotImplementedError
+
     def lower(self) -> None:
         """Make what evaluations in 8 bits need beside, from what was prepared."""
 
@@ -39,11 +47,24 @@ class Prepared(nn.Module, ABC):
 
 
 @contextmanager
-def prepared(module: nn.Module) -> Iterator[None]:
-    """Hold the constants of one forward for the duration of the block; blocks may nest."""
+def prepared(module: nn.Module, kept: dict[Prepared, Tensor] | None = None) -> Iterator[None]:
+    """Hold the constants of one forward for the duration of the block; blocks may nest.
+
+    Args:
+        module: Its parts are prepared, but for those that are.
+        kept: What an earlier block left there is taken again, and what is made is left there: who
+            gives it knows that the parameters are what they were.
+    """
     parts = [m for m in module.modules() if isinstance(m, Prepared) and not m.is_prepared()]
+    kept = {} if kept is None else kept
     for part in parts:
-        part.prepare()
+        if part in kept:
+            part.make_do(kept[part])
+        else:
+            part.prepare()
+        made = part.made()
+        if made is not None:
+            kept[part] = made
     try:
         yield
     finally:
@@ -118,6 +139,14 @@ class Weight(Prepared):
     def release(self) -> None:
         """Forget what was folded."""
         self._folded = None
+
+    def made(self) -> Tensor | None:
+        """The folded weight."""
+        return self._folded
+
+    def make_do(self, made: Tensor) -> None:
+        """Take it."""
+        self._folded = made
 
     def _fold(self) -> Tensor:
         if self.weight_norm:

@@ -100,6 +100,10 @@ def test_weights_that_moved_are_recorded_anew(recordings: list[Any]) -> None:
     model = build("mamba2", True)
     engine, request = Engine(model), Request(prompt=(1, 2), max_tokens=3)
     before, count = run(engine, [request]), len(recordings)
+    # What was made of the weights waits for the next request, outside of the model.
+    assert run(engine, [request]) == before and len(recordings) == count
+    with torch.no_grad():
+        assert not any(part.is_prepared() for part in model.modules() if isinstance(part, Weight))
     with torch.no_grad():
         model.embedding.copy_(model.embedding.flip(0))
         for part in model.modules():

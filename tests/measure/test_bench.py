@@ -68,7 +68,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_rows, "PROMPTS", 1)
     monkeypatch.setattr(engine_rows, "config_of", tiny_config)
     monkeypatch.setattr("equilm.measure.bench.planning._mixers", lambda on_gpu: [])
-    monkeypatch.setattr("equilm.measure.bench.planning._mixers", lambda on_gpu: [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 

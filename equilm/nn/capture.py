@@ -1,6 +1,6 @@
 """A core's training forward and backward as CUDA graphs: no launch waits for the host.
 
-    capture = Capture(model.core);  z_BTD = capture(x_BTD)       # tokens without a state
+    capture = Capture(model.core);  z_BTD, state = capture(x_BTD, state)
 
 An equilibrium becomes three graphs: what is made once a solve, one sweep, and the gradient's
 forward and backward passes; the decision whether to go on stays with the host. Read
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from equilm import tree
 from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.linear import prepared
-from equilm.nn.mixer import Mixer
+from equilm.nn.mixer import Mixer, State
 from equilm.solve.gradient import Phantom
 from equilm.solve.iterate import Progress, begin, drive, sweep
 
@@ -42,76 +42,107 @@ class Capture:
         """A copy records anew."""
         return Capture(copy.deepcopy(self.core, memo))
 
-    def __call__(self, x_BTD: Tensor) -> Tensor:
-        """Return the core's output for tokens without a state.
+    def __call__(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """Return the core's output, and the state after the tokens if they began in one.
 
         Args:
             x_BTD: Embedded tokens, recorded by autograd.
+            state: What they begin in, without gradient; nor has the state returned one.
         """
-        key = self._key_of(x_BTD)
-        if key not in self._seen or not self._can_record(x_BTD):
+        key = self._key_of(x_BTD, state)
+        if key not in self._seen or not self._can_record(x_BTD, state):
             # The first time compiles kernels, which a graph cannot hold.
             self._seen.add(key)
-            y_BTD: Tensor = self.core(x_BTD)[0]
-            return y_BTD
+            found: tuple[Tensor, State] = self.core(x_BTD, state)
+            return found
         if key != self._key:
             self._run = None  # its memory goes before the next one's comes
-            self._key, self._run = key, _recorded(self.core, x_BTD)
-        return self._run(x_BTD)
+            self._key, self._run = key, _recorded(self.core, x_BTD, state)
+        recorded: tuple[Tensor, State] = self._run(x_BTD, state)
+        return recorded
 
-    def _can_record(self, x_BTD: Tensor) -> bool:
+    def _can_record(self, x_BTD: Tensor, state: State) -> bool:
         """An exact gradient and a solve in pieces let the host decide in between."""
+        if any(leaf.requires_grad or not leaf.is_floating_point() for leaf in tree.leaves(state)):
+            # A buffer that grows would be copied whole for every call.
+            return False
         if not isinstance(self.core, Equilibrium):
             return True
         window = self.core.solve.window or x_BTD.shape[1]
         return window >= x_BTD.shape[1] and isinstance(self.core.gradient, Phantom)
 
-    def _key_of(self, x_BTD: Tensor) -> Any:
+    def _key_of(self, x_BTD: Tensor, state: State) -> Any:
         core = self.core
         how = (core.solve, core.gradient) if isinstance(core, Equilibrium) else ()
         half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        return tuple(x_BTD.shape), x_BTD.dtype, half, core.training, how
+        shapes = [(tuple(leaf.shape), leaf.dtype) for leaf in (x_BTD, *tree.leaves(state))]
+        return tuple(shapes), half, core.training, how
 
 
-def _recorded(core: Mixer, x_BTD: Tensor) -> Any:
+def _recorded(core: Mixer, x_BTD: Tensor, state: State) -> Any:
     half = torch.get_autocast_dtype("cuda")
     enabled = torch.is_autocast_enabled("cuda")
     # Autocast's own cache of cast weights would outlive the graph that fills it.
     with torch.autocast("cuda", half, enabled=enabled, cache_enabled=False):
         x_BTD = x_BTD.detach().clone().requires_grad_()
+        state = tree.map_(torch.clone, state)
         if isinstance(core, Equilibrium):
-            return _Implicit(core, x_BTD)
-        return _Graphed(_Forward(core), x_BTD)
+            return _Implicit(core, x_BTD, state)
+        return _Explicit(core, x_BTD, state)
 
 
-class _Forward(nn.Module):
-    def __init__(self, core: Mixer) -> None:
+class _Function(nn.Module):
+    """Tensors to a tensor, from the state that lies in `before`; what it leaves is in `after`."""
+
+    def __init__(self, core: Mixer, before: State) -> None:
         super().__init__()
-        self.core = core
+        self.core, self.before = core, before
+        self.after: State = None
+
+    def leave(self, after: State) -> None:
+        """Keep the state that a forward pass left, if it began in one."""
+        self.after = None if self.before is None else tree.detach(after)
+
+
+class _Forward(_Function):
+    """The output of an explicit core."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         with prepared(self.core):
-            y_BTD: Tensor = self.core(x_BTD)[0]
+            y_BTD: Tensor
+            y_BTD, after = self.core(x_BTD, self.before)
+        self.leave(after)
         return y_BTD
 
 
-class _Attach(nn.Module):
+class _Attach(_Function):
     """The gradient of an equilibrium as a function of its fixed point and its input."""
 
-    def __init__(self, core: Equilibrium) -> None:
-        super().__init__()
-        self.core = core
-
     def forward(self, z_BTD: Tensor, x_BTD: Tensor) -> Tensor:
-        return self.core.attach(z_BTD, x_BTD)
+        assert isinstance(self.core, Equilibrium)
+        y_BTD, after = self.core.attach(z_BTD, x_BTD, self.before)
+        self.leave(after)
+        return y_BTD
+
+
+class _Explicit:
+    """A core that is no equilibrium, recorded for one shape."""
+
+    def __init__(self, core: Mixer, x_BTD: Tensor, state: State) -> None:
+        self.function = _Forward(core, state)
+        self.graphed = _Graphed(self.function, x_BTD)
+
+    def __call__(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        tree.map_(_overwrite, self.function.before, state)
+        return self.graphed(x_BTD), tree.map_(torch.clone, self.function.after)
 
 
 class _Implicit:
     """A solve and its gradient, recorded for one shape."""
 
-    def __init__(self, core: Equilibrium, x_BTD: Tensor) -> None:
+    def __init__(self, core: Equilibrium, x_BTD: Tensor, state: State) -> None:
         self.core, self.solve = core, core.solve
-        self.x_BTD = x_BTD.detach().clone()
+        self.x_BTD, self.function = x_BTD.detach().clone(), _Attach(core, state)
         self.prologue, self.sweep = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         pool = torch.cuda.graph_pool_handle()
         with ExitStack() as held, torch.no_grad():
@@ -124,7 +155,7 @@ class _Implicit:
                     self.progress: Progress = tree.map_(torch.clone, fresh)
                 with torch.cuda.graph(self.sweep, pool=pool):
                     after, _, _ = sweep(
-                        lambda z_BTD: core.body(z_BTD, None, u_BTE, None),
+                        lambda z_BTD: core.body(z_BTD, state, u_BTE, None),
                         self.progress,
                         self.solve,
                         chain=True,
@@ -133,11 +164,12 @@ class _Implicit:
                     tree.map_(_overwrite, self.progress, after)
             # Dropout masks drawn by the prologue are held, so that both see the same F.
             with torch.enable_grad():
-                self.attach = _Graphed(_Attach(core), self.progress.z, x_BTD)
+                self.attach = _Graphed(self.function, self.progress.z, x_BTD)
 
-    def __call__(self, x_BTD: Tensor) -> Tensor:
+    def __call__(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         with torch.no_grad():
             self.x_BTD.copy_(x_BTD)
+            tree.map_(_overwrite, self.function.before, state)
             self.prologue.replay()
             found = drive(self._step, self.progress, self.solve)
             # The next solve overwrites these; the value is in use no longer than this call.
@@ -145,7 +177,7 @@ class _Implicit:
                 found._replace(steps=found.steps.clone(), residual=found.residual.clone())
             )
         z_BTD: Tensor = self.attach(found.value, x_BTD)
-        return z_BTD
+        return z_BTD, tree.map_(torch.clone, self.function.after)
 
     def _step(self, progress: Progress) -> tuple[Progress, None]:
         self.sweep.replay()

@@ -111,11 +111,11 @@ class Equilibrium(Mixer):
         u_BTE: Tensor = self.injection(self.injection_norm(x_BTD))
         return torch.cat([u_BTE, x_BTD], dim=-1) if self.takes_input else u_BTE
 
-    def attach(self, z_BTD: Tensor, x_BTD: Tensor) -> Tensor:
-        """Return the fixed point z of the input x, without a state, with `gradient` attached."""
+    def attach(self, z_BTD: Tensor, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return the fixed point z with `gradient` attached, and the state after it."""
         with prepared(self):
             u_BTE = self.inject(x_BTD)
-            return self.gradient.attach(lambda z_BTD: self.body(z_BTD, None, u_BTE), z_BTD)[0]
+            return self.gradient.attach(lambda z_BTD: self.body(z_BTD, state, u_BTE), z_BTD)
 
     def flops_per_token(self, length: int) -> float:
         """One evaluation of F; the injection is paid once and left out."""

@@ -218,10 +218,9 @@ class LanguageModel(nn.Module):
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with recomputed(self.core, again) if self.recompute else nullcontext():
             # Resets run by the plain twins so far, for which no graph is recorded; nor does one
-            # give the state, in which experts count.
-            recorded = state is None and starts_BT is None and not self.has_experts
-            if self.capture is not None and recorded:
-                return self.capture(x_BTD), None
+            # give the state, in which experts count, to rows that begin in none.
+            if self.capture is not None and starts_BT is None and not self.has_experts:
+                return self.capture(x_BTD, state)
             starts = () if starts_BT is None else (None, None, starts_BT)
             with prepared(self.core) if self.recompute else nullcontext():
                 result: tuple[Tensor, State] = self.core(x_BTD, state, *starts)

@@ -21,6 +21,7 @@ def reproduce(
             "regular",
             "adaptive",
             "mixers",
+            "mamba-ablations",
         ]
     ],
     /,
@@ -38,7 +39,7 @@ def reproduce(
             tokens and sweeps in training. fig4: text longer than in training. fig7: the Jacobian
             of the state map. fig13: CatbAbI. length: how far the state is tracked. regular:
             regular languages. adaptive: work by hardness and by tolerance.
-            mixers: the table of all mixers.
+            mixers: the table of all mixers. mamba-ablations: S6 with one thing changed.
         quick: Minutes on two CPU cores: smaller tasks and models, one seed; not the figure itself.
         out: Where runs and figures go, below "quick" or "full".
         data: For fig13 a folder of bAbI v1.2 with qa1_train.txt and so on; for fig4 one that

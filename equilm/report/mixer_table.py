@@ -11,7 +11,7 @@ from equilm.report import select
 from equilm.report.tables import MISSING, Table, count, percent
 
 IMPLICIT = "-implicit"  # after the name of a mixer, whose stack is iterated
-GROUP = "mixers-"  # before the name of a task, in the Records of runs that failed
+GROUP = "mixers-"  # before the name of a task, in the folders of runs
 
 # What a task's Records tell: its part, the header, and the name of the Record.
 TASKS = (
@@ -57,13 +57,36 @@ def mixers_table(records: Iterable[Record]) -> Table | None:
     return Table("Every mixer, explicit / implicit", header, rows, _WORDS)
 
 
+def ablation_table(records: Iterable[Record]) -> Table | None:
+    """A row a setting, a column a task: percent right, and bits a token of text.
+
+    Args:
+        records: Those of `equilm reproduce mamba-ablations`.
+
+    Returns:
+        The table, at the longest test length of each task, of several seeds the median; None
+        without Records.
+    """
+    records = list(records)
+    names = list(dict.fromkeys(r.model for r in records if r.model))
+    columns = [_task_column(records, *told) for told in TASKS]
+    text = [r for r in records if r.name == "bits" and r.part == "text"]
+    columns.append(("text, bits a token", _medians(text, "{:.3f}".format)))
+    columns = [column for column in columns if column[1]]
+    if not columns:
+        return None
+    rows = tuple((name, *(told.get(name, MISSING) for _, told in columns)) for name in names)
+    header = ("setting", *(header for header, _ in columns))
+    return Table("Mamba with one thing changed", header, rows)
+
+
 def _task_column(records: Sequence[Record], part: str, title: str, name: str) -> tuple[str, _Cells]:
     found = [r for r in records if r.part == part and r.name == name]
     longest = max((r.length or 0 for r in found), default=0)
     kept = [r for r in found if r.length == longest]
     cells = _medians(kept, percent)
     for r in records:
-        if r.name == "failed" and r.part == f"{GROUP}{part}":
+        if r.name == "failed" and r.part.endswith(f"-{part}"):
             cells.setdefault(r.model, r.task.partition(":")[0])
     if not title:
         title = kept[0].task.split()[-1] if kept else part

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from equilm.reproduce import contexts, figures, languages, mixers
+from equilm.reproduce import ablations, contexts, figures, languages, mixers
 from equilm.reproduce.plan import Figure
 
 __all__ = ["FIGURES"]
@@ -18,4 +18,5 @@ FIGURES: dict[str, Callable[[figures.Settings], Figure]] = {
     "regular": languages.regular,
     "adaptive": figures.adaptive,
     "mixers": mixers.mixers,
+    "mamba-ablations": ablations.mamba_ablations,
 }

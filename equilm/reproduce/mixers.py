@@ -6,18 +6,19 @@ short, and tell what a mixer learns in some hundred steps, not what it can. Read
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from equilm.config import ConfigError, nearest
 from equilm.measure.at_lengths import AtLengths
 from equilm.measure.pace import Pace
 from equilm.nn.equilibrium import EquilibriumConfig
-from equilm.nn.mixers import MIXERS, MixerConfig
+from equilm.nn.hybrid import HybridConfig
 from equilm.nn.model import ModelConfig
 from equilm.report.mixer_table import GROUP, IMPLICIT, mixers_table
 from equilm.reproduce import trackers
 from equilm.reproduce.figures import Part, Settings
 from equilm.reproduce.plan import Figure, Measurement, Run
+from equilm.reproduce.rows import Row, table_rows, width
 from equilm.solve import Picard, Solve
 from equilm.tasks import (
     AssociativeRecallConfig,
@@ -35,15 +36,6 @@ from equilm.train.schedule import AdaptiveLengths, Curriculum, FixedLengths, Pha
 # A run may be impossible for a mixer, and the others go on.
 TOLERATED = (RuntimeError, ValueError, TypeError, AssertionError)
 SEEDS = (0, 1, 2)
-# Sizes of whatever a mixer's configuration has of these; the others stay as published.
-QUICK_SIZES = {"state_size": 16, "head_width": 16, "heads": 2, "window": 8}
-FULL_SIZES = {"state_size": 64, "head_width": 32, "heads": 4}
-# Further rows: settings of a mixer by which it learns something else.
-VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
-    "mamba2-signed": ("mamba2", {"eigenvalues": "signed"}),
-    "s6-complex": ("s6", {"init": "lin"}),
-    "s4-gated": ("s4", {"gated": True}),
-}
 SOLVED = EquilibriumConfig(solve=Solve(tolerance=0.01, solver=Picard(damping=0.8)))
 
 
@@ -83,7 +75,7 @@ def mixers(settings: Settings) -> Figure:
         ConfigError: If it is to have a row of which there is none.
     """
     quick = settings.quick
-    rows = configurations(quick=quick)
+    rows = table_rows(quick=quick)
     for name in settings.only:
         if name not in rows:
             raise ConfigError(
@@ -94,7 +86,7 @@ def mixers(settings: Settings) -> Figure:
         _run(name, mixer, column, quick=quick, implicit=implicit)
         for name, mixer in rows.items()
         if not settings.only or name in settings.only
-        for column in (_quick_columns() if quick else _full_columns())
+        for column in columns(quick=quick)
         for implicit in (False, True)
     ]
     return Figure(
@@ -107,35 +99,26 @@ def mixers(settings: Settings) -> Figure:
     )
 
 
-def configurations(*, quick: bool) -> dict[str, MixerConfig]:
-    """Return the mixers of the rows by name."""
-    sizes = QUICK_SIZES if quick else FULL_SIZES
-    plain: dict[str, tuple[str, dict[str, object]]] = {kind: (kind, {}) for kind in MIXERS}
-    return {name: sized(*row, sizes=sizes) for name, row in (plain | VARIANTS).items()}
+def columns(*, quick: bool) -> tuple[Column, ...]:
+    """Return the columns in the order of the table."""
+    return tuple(_quick_columns() if quick else _full_columns())
 
 
-def sized(kind: str, settings: dict[str, object], *, sizes: dict[str, int]) -> MixerConfig:
-    """Return the configuration of a kind with those of the sizes that it has."""
-    config_class, _ = MIXERS[kind]
-    known = {field.name for field in fields(config_class)}
-    chosen = {name: size for name, size in sizes.items() if name in known}
-    config: MixerConfig = config_class(**{**chosen, **settings})
-    return config
-
-
-def recipe(mixer: MixerConfig, column: Column, *, quick: bool, implicit: bool) -> Recipe:
+def recipe(mixer: Row, column: Column, *, quick: bool, implicit: bool) -> Recipe:
     """Return the training run of a mixer on a column: the stack alone, or iterated."""
-    width = 32 if quick else 128
-    curriculum = column.curriculum
+    curriculum, layers = column.curriculum, column.layers
+    mlp_hidden: int | None = 2 * width(quick=quick)
+    if isinstance(mixer, HybridConfig):
+        layers, mlp_hidden = len(mixer.layers), None
     if isinstance(curriculum, AdaptiveLengths) and not implicit:
         # An explicit model may never reach the mark.
         curriculum = trackers.up_to(max(curriculum.lengths), quick=quick)
     return Recipe(
         model=ModelConfig(
-            width=width,
-            num_layers=column.layers,
+            width=width(quick=quick),
+            num_layers=layers,
             mixer=mixer,
-            mlp_hidden=2 * width,
+            mlp_hidden=mlp_hidden,
             weight_norm=implicit,
             equilibrium=SOLVED if implicit else None,
         ),
@@ -158,7 +141,7 @@ def recipe(mixer: MixerConfig, column: Column, *, quick: bool, implicit: bool) -
     )
 
 
-def _run(name: str, mixer: MixerConfig, column: Column, *, quick: bool, implicit: bool) -> Run:
+def _run(name: str, mixer: Row, column: Column, *, quick: bool, implicit: bool) -> Run:
     tested = AtLengths(lengths=column.tests, batch_size=64 if quick else 256, window=column.window)
     measures: list[Measurement] = [Part(part=column.part, measure=tested)]
     if column.part == "recall":
@@ -172,25 +155,21 @@ def _run(name: str, mixer: MixerConfig, column: Column, *, quick: bool, implicit
     )
 
 
-def _quick_columns() -> tuple[Column, ...]:
-    return tuple(_of_quick())
-
-
-def _of_quick() -> Iterator[Column]:
-    solved = (Phase(max_steps=0, phantom_steps=3), Phase(share=0.7, max_steps=8, phantom_steps=3))
+def _quick_columns() -> Iterator[Column]:
+    solved = (Phase(max_steps=0, phantom_steps=2), Phase(share=0.7, max_steps=6, phantom_steps=2))
     small = Column(
         part="parity",
         task=RegularConfig(language="parity"),
         curriculum=AdaptiveLengths(lengths=(2, 4, 8, 12), accuracy=0.98, min_steps=10),
         tests=(12, 48),
-        steps=200,
+        steps=150,
         batch_size=32,
         layers=1,
         window=8,
     )
     yield small
-    yield replace(small, part="tracking", task=WordProblemConfig(group="S3"), steps=250)
-    asks = replace(small, layers=2, phases=solved, window=None, steps=400)
+    yield replace(small, part="tracking", task=WordProblemConfig(group="S3"), steps=220)
+    asks = replace(small, layers=2, phases=solved, window=None, steps=300)
     yield replace(
         asks,
         part="copying",
@@ -204,13 +183,15 @@ def _of_quick() -> Iterator[Column]:
         task=InductionConfig(vocabulary=6),
         curriculum=FixedLengths(lengths=(12,)),
         tests=(12, 48),
+        steps=160,
     )
     yield replace(
         asks,
         part="recall",
-        task=AssociativeRecallConfig(pairs=2, vocabulary=16),
-        curriculum=FixedLengths(lengths=(16,)),
-        tests=(16,),
+        task=AssociativeRecallConfig(pairs=2, vocabulary=8),
+        curriculum=FixedLengths(lengths=(8,)),
+        tests=(8,),
+        batch_size=64,
     )
     yield replace(
         asks,
@@ -218,14 +199,11 @@ def _of_quick() -> Iterator[Column]:
         task=ListOpsConfig(asked="each", max_depth=4, max_arguments=4),
         curriculum=FixedLengths(lengths=(24,)),
         tests=(24,),
+        steps=250,
     )
 
 
-def _full_columns() -> tuple[Column, ...]:
-    return tuple(_of_full())
-
-
-def _of_full() -> Iterator[Column]:
+def _full_columns() -> Iterator[Column]:
     solved = (Phase(max_steps=0, phantom_steps=4), Phase(share=0.6, max_steps=16, phantom_steps=4))
     small = Column(
         part="parity",

@@ -11,10 +11,12 @@ from equilm.measure.at_lengths import AtLengths
 from equilm.measure.pace import Pace
 from equilm.nn.mixers import MIXERS
 from equilm.nn.model import LanguageModel
+from equilm.reproduce import ablations
 from equilm.reproduce.figures import Part, Settings
-from equilm.reproduce.mixers import VARIANTS, mixers
+from equilm.reproduce.mixers import mixers
 from equilm.reproduce.plan import Figure, Measurement, reproduce
-from equilm.tasks import build_task
+from equilm.reproduce.rows import HYBRIDS, VARIANTS
+from equilm.tasks import TextConfig, build_task
 from equilm.train.schedule import FixedLengths
 from equilm.train.trainer import Diverged, Trainer
 
@@ -53,13 +55,14 @@ def cheap(part: Measurement) -> Part:
 def test_every_mixer_has_a_row_with_both_kinds(quick: bool) -> None:
     figure = mixers(Settings(quick=quick))
     names = {run.name for run in figure.runs}
-    rows = {*MIXERS, *VARIANTS}
+    rows = {*MIXERS, *VARIANTS, *HYBRIDS}
     assert names == rows | {f"{name}-implicit" for name in rows}
     assert len(figure.runs) == 12 * len(rows)
-    assert {run.recipe.model.mixer.kind for run in figure.runs} == set(MIXERS)  # type: ignore[union-attr]
+    kinds = {run.recipe.model.mixer.kind for run in figure.runs}  # type: ignore[union-attr]
+    assert kinds == {*MIXERS, "hybrid"}
 
 
-@pytest.mark.parametrize("name", [*MIXERS, *VARIANTS])
+@pytest.mark.parametrize("name", [*MIXERS, *VARIANTS, *HYBRIDS])
 def test_quick_models_fit(name: str) -> None:
     for run in mixers(Settings(quick=True, only=(name,))).runs[:4]:
         task = build_task(run.recipe.task)
@@ -70,7 +73,7 @@ def test_a_row_from_training_to_table(tmp_path: Path) -> None:
     figure = short(mixers(Settings(quick=True, only=("gru",))), "recall")
     (_, tables) = reproduce(figure, tmp_path, watch=train, say=silent)
     header, _, row = tables.read_text(encoding="utf-8").splitlines()[2:]
-    titles = ["mixer", "MQAR 16", "training, tokens/s", "decoding, tokens/s", "state, bytes"]
+    titles = ["mixer", "MQAR 8", "training, tokens/s", "decoding, tokens/s", "state, bytes"]
     assert [cell.strip() for cell in header.strip("|").split("|")] == titles
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[0] == "gru"
@@ -117,3 +120,34 @@ def test_what_was_done_is_drawn_when_interrupted(tmp_path: Path) -> None:
 def test_an_unknown_row_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"only: expected some of .* got 's66', nearest is 's6'"):
         mixers(Settings(only=("s66",)))
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_ablations_differ_from_the_published_mixer_in_one_thing(quick: bool) -> None:
+    rows = ablations.configurations(quick=quick)
+    published = vars(rows.pop("published"))
+    assert len(set(rows.values())) == len(rows) == (15 if quick else 22)
+    for name, config in rows.items():
+        changed = [key for key, value in vars(config).items() if value != published[key]]
+        assert len(changed) == 1, name
+    combinations = {config.selective for config in rows.values()}
+    assert len(combinations) == 8
+
+
+def test_ablations_from_training_to_table(tmp_path: Path) -> None:
+    figure = ablations.mamba_ablations(Settings(quick=True))
+    runs = [run for run in figure.runs if run.name in ("published", "selective-nothing")]
+    runs = [run for run in runs if run.group == "mamba-copying"]
+    brief = short(replace(figure, runs=tuple(runs)), "mamba-copying")
+    (_, tables) = reproduce(brief, tmp_path, watch=train, say=silent)
+    lines = tables.read_text(encoding="utf-8").splitlines()
+    assert lines[2] == "| setting | selective copying 24 |"
+    assert [line.split("|")[1].strip() for line in lines[4:]] == ["published", "selective-nothing"]
+
+
+def test_ablations_read_text_where_a_folder_is_given(tmp_path: Path) -> None:
+    figure = ablations.mamba_ablations(Settings(quick=True, data=tmp_path))
+    texts = [run for run in figure.runs if run.group == "mamba-text"]
+    assert len(texts) == 16
+    task = texts[0].recipe.task
+    assert isinstance(task, TextConfig) and task.sources == (str(tmp_path),)

@@ -22,6 +22,8 @@ from equilm.tasks import Batch, Scores, Task, scores
 
 LAST = 10  # tokens of the published metric, arXiv 2502.07827
 TRACE_LENGTH = 24  # tokens of the solve whose residuals are drawn
+PIECE = 2**19  # tokens of a batch after which the state is passed on
+DRAWN = 2048  # the first tokens, whose own figures are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +74,10 @@ class EvaluationConfig:
 
 
 class Answers(NamedTuple):
-    """What a model answered to a batch, token by token."""
+    """What a model answered to a batch, token by token, on the host."""
 
     scores: Scores
-    solution: Solution | None  # of the whole batch; none for an explicit model
+    solution: Solution | None  # of the whole batch, without values; none for an explicit model
     seconds: float
 
 
@@ -106,11 +108,43 @@ def answer(model: LanguageModel, batch: Batch, solve: Solve | None) -> Answers:
     device = model.embedding.device
     batch = Batch(*(part.to(device) for part in batch))
     began = time.perf_counter()
+    rows, length = batch.tokens_BT.shape
+    at_once = 1 if solve is None else solve.window or length
+    # A window may not be cut, but for the end of one that is short beside the piece.
+    piece = length if 64 * at_once > length else max(1, PIECE // rows)
+    state = model.init_state(rows, length) if piece < length else None
+    counted, solved = [], []
     with solving(model, solve), observed(model) as solutions:
-        logits_BTV, _ = model(batch.tokens_BT)
-    # Reading the result waits for the device.
-    counted = Scores(*(part.cpu() for part in scores(logits_BTV, batch)))
-    return Answers(counted, solutions[0] if solutions else None, time.perf_counter() - began)
+        for start in range(0, length, piece):
+            here = Batch(*(part[:, start : start + piece] for part in batch))
+            logits_BTV, state = model(here.tokens_BT, state)
+            # Reading the result waits for the device.
+            counted.append(Scores(*(part.cpu() for part in scores(logits_BTV, here))))
+            solved += [_without_values(solution) for solution in solutions]
+            solutions.clear()
+    seconds = time.perf_counter() - began
+    return Answers(_joined(counted), _joined_solutions(solved), seconds)
+
+
+def _without_values(found: Solution) -> Solution:
+    steps, status, residual = found.steps.cpu(), found.status.cpu(), found.residual.cpu()
+    value = found.value.new_empty(0)
+    return Solution(value, status, steps, residual, found.sweeps, found.trace, None)
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    return Scores(*(torch.cat(leaves, dim=1) for leaves in zip(*parts, strict=True)))
+
+
+def _joined_solutions(parts: list[Solution]) -> Solution | None:
+    if not parts:
+        return None
+    status, steps, residual = (
+        torch.cat([getattr(part, name) for part in parts], dim=1)
+        for name in ("status", "steps", "residual")
+    )
+    sweeps = sum(part.sweeps for part in parts)
+    return parts[0]._replace(status=status, steps=steps, residual=residual, sweeps=sweeps)
 
 
 @contextmanager
@@ -178,7 +212,7 @@ def _totals(answers: Answers, length: int) -> Iterator[Record]:
 
 def _series(answers: Answers) -> Iterator[Record]:
     correct_BT, counted_BT, _ = answers.scores
-    by_position = correct_BT.sum(0) / counted_BT.sum(0).clamp(min=1)
+    by_position = (correct_BT.sum(0) / counted_BT.sum(0).clamp(min=1))[:DRAWN]
     speed = correct_BT.numel() / answers.seconds
     yield Record(name="tokens_per_second", value=speed, unit="tokens/s")
     yield Record(name="accuracy_by_position", value=by_position.tolist(), unit="share")
@@ -186,7 +220,7 @@ def _series(answers: Answers) -> Iterator[Record]:
         return
     sweeps = float(answers.solution.sweeps)
     yield Record(name="dependent_sweeps", value=sweeps, unit="evaluations")
-    for row, steps in enumerate(answers.solution.steps.tolist()):
+    for row, steps in enumerate(answers.solution.steps[:, :DRAWN].tolist()):
         values = [float(step) for step in steps]
         yield Record(name="evaluations", value=values, unit="evaluations", row=row)
 

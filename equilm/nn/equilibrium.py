@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from equilm import tree
+from equilm.nn import one_by_one
 from equilm.nn.gated import Gated
 from equilm.nn.linear import Linear, lowered, prepared
 from equilm.nn.mixer import Mixer, State
@@ -185,6 +186,13 @@ class Equilibrium(Mixer):
     def _solve_sliding(
         self, u_BTE: Tensor, state: State, valid_B: Tensor | None, window: int
     ) -> tuple[Tensor, State]:
+        if (
+            window == 1
+            and valid_B is None
+            and one_by_one.is_recordable(self.body, self.solve, u_BTE)
+        ):
+            walk = one_by_one.Walk(self.body, u_BTE, state, self.width, self.solve, records=True)
+            return self._told(walk.run())
         found = slide(
             lambda z_BWD, u_BWE, before, valid: self.body(z_BWD, before, u_BWE, valid),
             u_BTE,
@@ -194,6 +202,9 @@ class Equilibrium(Mixer):
             solve=self.solve,
             valid=valid_B,
         )
+        return self._told(found)
+
+    def _told(self, found: Solution) -> tuple[Tensor, State]:
         self.report(found)
         assert found.last is not None
         return found.last

@@ -239,3 +239,23 @@ def test_what_is_not_asked_does_not_count() -> None:
 def test_a_setting_out_of_range_is_named(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=f"^{told}"):
         EvaluationConfig(**settings)
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "attention", "explicit"])
+def test_pieces_that_pass_their_state_on_change_nothing(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(implicit=False) if kind == "explicit" else small(kind)
+    solve = None if kind == "explicit" else Solve(tolerance=1e-5, max_steps=60, window=1)
+    batch = TASK.batch(split="test", length=70, batch_size=2, seed=5, index=0)
+    whole = answer(model, batch, solve)
+    calls = []
+    monkeypatch.setattr(module, "PIECE", 2 * 32)
+    model.register_forward_hook(lambda *_: calls.append(1))
+    cut = answer(model, batch, solve)
+    assert len(calls) == 3
+    assert cut.scores.correct_BT.equal(whole.scores.correct_BT)
+    torch.testing.assert_close(cut.scores.loss_BT, whole.scores.loss_BT, rtol=1e-3, atol=1e-4)
+    if cut.solution is not None and whole.solution is not None:
+        assert cut.solution.steps.shape == whole.solution.steps.shape == (2, 70)
+        assert (cut.solution.steps - whole.solution.steps).abs().max() <= 1

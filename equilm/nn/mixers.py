@@ -4,6 +4,9 @@ from equilm.nn.attention import Attention, AttentionConfig
 from equilm.nn.dss import DSS, DSSConfig
 from equilm.nn.elman import Elman, ElmanConfig
 from equilm.nn.gru import GRU, GRUConfig
+from equilm.nn.h3 import H3, H3Config
+from equilm.nn.hyena import Hyena, HyenaConfig
+from equilm.nn.liquid import LiquidS4, LiquidS4Config
 from equilm.nn.local import Local, LocalConfig
 from equilm.nn.lru import LRU, LRUConfig
 from equilm.nn.lstm import LSTM, LSTMConfig
@@ -16,6 +19,7 @@ from equilm.nn.s4 import S4, S4Config
 from equilm.nn.s4d import S4D, S4DConfig
 from equilm.nn.s5 import S5, S5Config
 from equilm.nn.s6 import S6, S6Config
+from equilm.nn.sru import SRU, SRUConfig
 
 MixerConfig = (
     Mamba2Config
@@ -33,6 +37,10 @@ MixerConfig = (
     | OrthogonalConfig
     | LocalConfig
     | RGLRUConfig
+    | H3Config
+    | HyenaConfig
+    | SRUConfig
+    | LiquidS4Config
 )
 
 # Every mixer by its `kind`: its configuration and its module. Tests run the laws over this table.
@@ -52,4 +60,8 @@ MIXERS: dict[str, tuple[type, type[Mixer]]] = {
     "orthogonal": (OrthogonalConfig, Orthogonal),
     "local": (LocalConfig, Local),
     "rglru": (RGLRUConfig, RGLRU),
+    "h3": (H3Config, H3),
+    "hyena": (HyenaConfig, Hyena),
+    "sru": (SRUConfig, SRU),
+    "liquid_s4": (LiquidS4Config, LiquidS4),
 }

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_TAPS = 4  # of the Triton kernels
+MAX_SUMMED = 8  # taps that are shifted and summed one by one
 
 
 def conv_silu(
@@ -64,8 +65,11 @@ def conv(
         padded_BSC = F.pad(x_BTC, (0, 0, width - 1, 0))
     else:
         padded_BSC = torch.cat([window_BWC.to(x_BTC.dtype), x_BTC], dim=1)
-    # Shifted sums beat a grouped convolution on a CPU and need no change of layout.
+    # Shifted sums of few taps beat a grouped convolution on a CPU, and need no change of layout.
     y_BTC, weight_CW = bias_C.to(x_BTC.dtype), weight_CW.to(x_BTC.dtype)
+    if width > MAX_SUMMED and starts_BT is None:
+        y_BCT = F.conv1d(padded_BSC.mT, weight_CW[:, None], y_BTC, groups=len(weight_CW))
+        return y_BCT.mT, _widened(last(padded_BSC, tokens, width, valid_B))
     number_BS = None if starts_BT is None else F.pad(starts_BT.cumsum(1), (width - 1, 0))
     for tap in range(width):
         shifted_BTC = padded_BSC[:, tap : tap + tokens]
@@ -77,7 +81,7 @@ def conv(
     if number_BS is not None and width > 1:
         number_BW = last(number_BS[..., None], tokens, width, valid_B)
         next_BWC = next_BWC.where(number_BW == number_BW[:, -1:], 0)
-    return y_BTC, next_BWC.float() if next_BWC.dtype.itemsize < 4 else next_BWC
+    return y_BTC, _widened(next_BWC)
 
 
 def last(padded_BSC: Tensor, tokens: int, width: int, valid_B: Tensor | None) -> Tensor:
@@ -89,3 +93,7 @@ def last(padded_BSC: Tensor, tokens: int, width: int, valid_B: Tensor | None) ->
         index_BWC = slots_BW[:, :, None].expand(*slots_BW.shape, padded_BSC.shape[2])
         next_BWC = padded_BSC.gather(1, index_BWC)
     return next_BWC
+
+
+def _widened(window_BWC: Tensor) -> Tensor:
+    return window_BWC.float() if window_BWC.dtype.itemsize < 4 else window_BWC

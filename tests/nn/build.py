@@ -11,7 +11,10 @@ from equilm.nn.dss import DSSConfig
 from equilm.nn.elman import ElmanConfig
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.gru import GRUConfig
+from equilm.nn.h3 import H3Config
+from equilm.nn.hyena import Hyena, HyenaConfig
 from equilm.nn.linear import Linear
+from equilm.nn.liquid import LiquidS4Config
 from equilm.nn.local import LocalConfig
 from equilm.nn.lru import LRUConfig
 from equilm.nn.lstm import LSTMConfig
@@ -25,6 +28,7 @@ from equilm.nn.s4 import S4Config
 from equilm.nn.s4d import S4DConfig
 from equilm.nn.s5 import S5Config
 from equilm.nn.s6 import S6Config
+from equilm.nn.sru import SRU, SRUConfig
 from equilm.solve import Anderson, Implicit, Phantom, Picard, Solve
 
 WIDTH, VOCAB = 8, 11
@@ -47,6 +51,10 @@ SMALL: dict[str, Any] = {
     "orthogonal": OrthogonalConfig(),
     "local": LocalConfig(heads=2, kv_heads=1, theta=100.0, window=3),
     "rglru": RGLRUConfig(heads=2),
+    "h3": H3Config(expand=2, shift_size=3, state_size=4),
+    "hyena": HyenaConfig(filter_length=6, features=5, hidden=4, frequency=1.0),
+    "sru": SRUConfig(),
+    "liquid_s4": LiquidS4Config(state_size=4, expand=2),
 }
 
 
@@ -89,6 +97,12 @@ def make_contractive(model: nn.Module) -> None:
             part.assign(scale * part.effective())
         elif isinstance(part, Recurrent | QRNN | RGLRU):
             part.out_proj.assign(4.0 * part.out_proj.effective())
+        elif isinstance(part, Hyena):
+            # A product of three, in each of which z counts.
+            part.in_proj.assign(0.3 * part.in_proj.effective())
+        elif isinstance(part, SRU):
+            # Closes the highway, on which z would go round.
+            part.bias_r.fill_(4.0)
 
 
 def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:

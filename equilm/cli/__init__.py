@@ -16,6 +16,7 @@ from equilm.cli.figures import reproduce
 from equilm.cli.models import check, convert
 from equilm.cli.runs import evaluate, report, train
 from equilm.cli.serving import serve
+from equilm.cli.speech import speak
 from equilm.cli.speed import bench, plan
 from equilm.cli.terminal import complain
 from equilm.config import suggest
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
+    "speak": speak,
     "serve": serve,
     "check": check,
     "report": report,

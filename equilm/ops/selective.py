@@ -11,6 +11,7 @@ from torch import Tensor
 
 from equilm.ops.recurrence import recurrence
 
+KERNELS = False  # whether a GPU uses the Triton kernels: not before they are checked on one
 MAX_KERNEL_STATE = 64  # N of the Triton kernels, which keep a channel's state in a thread
 CHUNK = 64  # tokens whose states (B, CHUNK, I, N) are there at once, without a gradient
 
@@ -37,10 +38,10 @@ def selective_scan(
         state_BIN: (B, I, N) initial state; `None` means zeros.
 
     Returns:
-        y_BTI in float32 or wider (on a GPU, in the type of x), and the final state (B, I, N) in
-        float32 or wider.
+        y_BTI in float32 or wider (from the kernels, in the type of x), and the final state
+        (B, I, N) in float32 or wider.
 
-    Source: Gu and Dao 2023, arXiv 2312.00752, algorithm 2. On a GPU: `selective_triton.py`.
+    Source: Gu and Dao 2023, arXiv 2312.00752, algorithm 2. Kernels: `selective_triton.py`.
     """
     if _fits_kernels(x_BTI, a_IN):
         from equilm.ops.selective_triton import SelectiveScan
@@ -79,4 +80,5 @@ def selective_scan_chunked(
 
 def _fits_kernels(x_BTI: Tensor, a_IN: Tensor) -> bool:
     wide = torch.float64 in (x_BTI.dtype, a_IN.dtype)
-    return x_BTI.is_cuda and not (wide or a_IN.is_complex()) and a_IN.shape[1] <= MAX_KERNEL_STATE
+    fits = not (wide or a_IN.is_complex()) and a_IN.shape[1] <= MAX_KERNEL_STATE
+    return KERNELS and x_BTI.is_cuda and fits

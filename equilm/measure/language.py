@@ -67,7 +67,8 @@ def evaluate_folder(
             sweeps=language.sweeps,
         )
         with settings.computing(device):
-            records += _about(measured, {"task": name_of(language.text), **about})
+            task = f"{name_of(language.text)}, rows of {length - 1:,}"
+            records += _about(measured, {"task": task, **about})
     if language.harness:
         _check_tokenizer(words, folder, language)
         with settings.computing(device):

@@ -11,7 +11,7 @@ import numpy as np
 from equilm.record import Record
 from equilm.report import plot, select
 from equilm.report.curves import colours, mark_trained, stroke_of
-from equilm.report.language import perplexity_axis
+from equilm.report.language import longest_texts, name_text, panels_of, perplexity_axis
 from equilm.report.plot import End, Plot
 from equilm.report.select import Line
 from equilm.report.style import style
@@ -37,19 +37,22 @@ def perplexity_by_length(records: Iterable[Record]) -> Plot | None:
     }
     if not lines:
         return None
+    shown = longest_texts(lines)
     with style():
-        figure, [axes] = plot.canvas(height=3.0)
-        lengths = {length for by_length in lines.values() for length in by_length}
-        plot.length_axis(axes, lengths, "tokens of context")
-        drawn = {}
-        for line, colour in colours(lines).items():
-            seeds = [[select.number(r) for r in at] for at in lines[line].values()]
-            nats = np.log([np.mean(each) for each in seeds])
-            axes.plot(list(lines[line]), nats, **stroke_of(line), color=colour, clip_on=False)
-            drawn[select.label(line, lines)] = End(nats[-1], colour, stroke_of(line))
-        perplexity_axis(axes)
-        plot.label_ends(axes, drawn, height=2.3)
-        mark_trained(axes, records)
+        figure, grid, inner = panels_of(shown)
+        for axes, (text, same) in zip(grid, shown.items(), strict=True):
+            lengths = {length for by_length in same.values() for length in by_length}
+            plot.length_axis(axes, lengths, "tokens of context" if axes is grid[-1] else "")
+            drawn = {}
+            for line, colour in colours(same).items():
+                seeds = [[select.number(r) for r in at] for at in same[line].values()]
+                nats = np.log([np.mean(each) for each in seeds])
+                axes.plot(list(same[line]), nats, **stroke_of(line), color=colour, clip_on=False)
+                drawn[select.label(line, same)] = End(nats[-1], colour, stroke_of(line))
+            perplexity_axis(axes)
+            name_text(axes, text, shown)
+            plot.label_ends(axes, drawn, height=inner)
+            mark_trained(axes, records)
     caption = "Each point is the mean over all tokens of the same rows, cut at that length: more "
     caption += "context helps a model whose line falls, and harms one whose line rises."
     return Plot("length-perplexity", "Perplexity against length", caption, figure)

@@ -17,6 +17,7 @@ FIGURES: tuple[Callable[[Iterable[Record]], Plot | None], ...] = (
     extrapolation.perplexity_by_length,
     language.perplexity_by_position,
     language.perplexity_by_sweeps,
+    language.evaluations_by_position,
     maps.effort_map,
     curves.residual_curves,
     maps.jacobian_maps,

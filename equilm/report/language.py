@@ -4,10 +4,12 @@ Tables and figures from the Records of `equilm evaluate --text` and `--harness`.
 `extrapolation.py` next.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from equilm.record import Record
@@ -20,6 +22,10 @@ from equilm.report.tables import MISSING, Table, percent
 
 HARNESS = "harness_"  # begins the names of what a task of the harness measured
 ERROR = "_stderr"  # ends the name of the standard error of such a measure
+MAX_PANELS = 3
+MAX_TICKS = 6
+
+Points = TypeVar("Points")
 
 _BY_LENGTH = {
     "perplexity": ("Perplexity, by length", "{:,.2f}"),
@@ -44,49 +50,109 @@ def perplexity_table(records: Iterable[Record]) -> Table | None:
 
 
 def perplexity_by_position(records: Iterable[Record]) -> Plot | None:
-    """Perplexity along rows of text: a line a model and mode, at its longest length."""
-    records = list(records)
-    lines = select.lines(records, "loss_by_position")
-    bins = {line: _edges(records, line, max(by)) for line, by in lines.items()}
-    if not lines:
+    """Perplexity along the longest rows of text: a line a model and mode."""
+    figure = _along(list(records), "loss_by_position", perplexity_axis)
+    if figure is None:
         return None
-    with style():
-        figure, [axes] = plot.canvas(height=3.0)
-        ticks = sorted({edge for edges in bins.values() for edge in edges[1:]})
-        plot.length_axis(axes, ticks[:: max(1, len(ticks) // 8)], "position of the token")
-        drawn = {}
-        for line, colour in colours(lines).items():
-            nats = np.nanmean(select.rows(lines[line][max(lines[line])]), axis=0)
-            x = np.sqrt(np.maximum(bins[line][:-1], 1) * bins[line][1:])
-            axes.plot(x, nats, **stroke_of(line), color=colour, clip_on=False)
-            drawn[select.label(line, lines)] = End(nats[-1], colour, stroke_of(line))
-        perplexity_axis(axes)
-        plot.label_ends(axes, drawn, height=2.3)
-        mark_trained(axes, records)
     caption = "Each point is the mean over a stretch of positions as long as all before it. A "
     caption += "line that rises behind the length of training shows a context that does harm."
     return Plot("perplexity", "Perplexity along the text", caption, figure)
 
 
+def evaluations_by_position(records: Iterable[Record]) -> Plot | None:
+    """Evaluations a token along the longest rows of text: a line a model and mode."""
+    figure = _along(list(records), "evaluations_by_position", _evaluations_axis)
+    if figure is None:
+        return None
+    caption = "Each point is the mean over a stretch of positions as long as all before it."
+    return Plot("evaluations", "Evaluations along the text", caption, figure)
+
+
 def perplexity_by_sweeps(records: Iterable[Record]) -> Plot | None:
-    """Perplexity against evaluations a token: a line a model and mode."""
-    lines = _sweeps(records)
-    if not any(len(points) > 1 for points in lines.values()):
+    """Perplexity against evaluations a token: a panel a text, a line a model and mode."""
+    lines = {line: points for line, points in _sweeps(records).items() if len(points) > 1}
+    shown = dict(list(by_text(lines).items())[:MAX_PANELS])
+    if not shown:
         return None
     with style():
-        figure, [axes] = plot.canvas(height=3.0)
-        counts = sorted({count for points in lines.values() for count in points})
-        plot.length_axis(axes, counts, "evaluations a token")
-        drawn = {}
-        for line, colour in colours(lines).items():
-            nats = np.log([lines[line][count] for count in sorted(lines[line])])
-            axes.plot(sorted(lines[line]), nats, **stroke_of(line), color=colour, clip_on=False)
-            drawn[select.label(line, lines)] = End(float(nats[-1]), colour, stroke_of(line))
-        perplexity_axis(axes)
-        plot.label_ends(axes, drawn, height=2.3)
+        figure, grid, inner = panels_of(shown)
+        for axes, (text, same) in zip(grid, shown.items(), strict=True):
+            counts = sorted({count for points in same.values() for count in points})
+            plot.length_axis(axes, counts, "evaluations a token" if axes is grid[-1] else "")
+            drawn = {}
+            for line, colour in colours(same).items():
+                nats = np.log([same[line][count] for count in sorted(same[line])])
+                axes.plot(sorted(same[line]), nats, **stroke_of(line), color=colour, clip_on=False)
+                drawn[select.label(line, same)] = End(float(nats[-1]), colour, stroke_of(line))
+            perplexity_axis(axes)
+            name_text(axes, text, shown)
+            plot.label_ends(axes, drawn, height=inner)
     caption = "The solve is stopped after so many evaluations, whatever its residual. In "
     caption += "simultaneous mode these are sweeps over the whole sequence."
+    caption += plot.omitted(shown, by_text(lines))
     return Plot("sweeps", "Perplexity against evaluations", caption, figure)
+
+
+def by_text(lines: Mapping[Line, Points]) -> dict[str, dict[Line, Points]]:
+    """Lines of one text and split together, by its name in words."""
+    found: dict[str, dict[Line, Points]] = {}
+    for line, points in lines.items():
+        name = ", ".join(part for part in (line.task, line.split) if part)
+        found.setdefault(name, {})[line] = points
+    return found
+
+
+def longest_texts(
+    lines: Mapping[Line, Mapping[int, Sequence[Record]]],
+) -> dict[str, dict[Line, Mapping[int, Sequence[Record]]]]:
+    """Of lines by length those of the text, or the few texts, with the longest of all."""
+    reach = max((length for by_length in lines.values() for length in by_length), default=0)
+    far = {t: s for t, s in by_text(lines).items() if any(reach in at for at in s.values())}
+    return dict(list(far.items())[:MAX_PANELS])
+
+
+def name_text(axes: Axes, text: str, panels: Sized) -> None:
+    """Write behind the title of a panel which text it is of, if there are several."""
+    if len(panels) > 1:
+        axes.set_title(f"{axes.get_title('left')}, {text}")
+
+
+def panels_of(texts: Sized) -> tuple[Figure, list[Axes], float]:
+    """Axes above one another, one a text, and the height of each in inches."""
+    each = 2.8 if len(texts) == 1 else 2.3
+    figure, grid = plot.canvas(len(texts), height=each * len(texts) + 0.2)
+    return figure, grid, each - 0.5
+
+
+def _along(records: Sequence[Record], name: str, finish: Callable[[Axes], None]) -> Figure | None:
+    """What was measured in bins of positions: a panel for each of the texts of longest rows."""
+    lines = select.lines(records, name)
+    panels = longest_texts(lines)
+    if not panels:
+        return None
+    with style():
+        figure, grid, inner = panels_of(panels)
+        for axes, (text, same) in zip(grid, panels.items(), strict=True):
+            drawn, ticks = {}, set()
+            for line, colour in colours(same).items():
+                edges = _edges(records, line, max(same[line]))
+                ticks |= set(edges[1:])
+                mean = np.nanmean(select.rows(same[line][max(same[line])]), axis=0)
+                x = np.sqrt(np.maximum(edges[:-1], 1) * edges[1:])
+                axes.plot(x, mean, **stroke_of(line), color=colour, clip_on=False)
+                drawn[select.label(line, same)] = End(mean[-1], colour, stroke_of(line))
+            shown = sorted(ticks, reverse=True)[:: -(-len(ticks) // MAX_TICKS)]
+            plot.length_axis(axes, shown, "position of the token" if axes is grid[-1] else "")
+            finish(axes)
+            name_text(axes, text, panels)
+            plot.label_ends(axes, drawn, height=inner)
+            mark_trained(axes, records)
+    return figure
+
+
+def _evaluations_axis(axes: Axes) -> None:
+    axes.set_ylim(bottom=0)
+    axes.set_title("evaluations a token")
 
 
 def _by_length(records: Sequence[Record], name: str, title: str, form: str) -> Table | None:
@@ -171,12 +237,15 @@ def _mean(records: Sequence[Record], form: str) -> str:
 def perplexity_axis(axes: Axes) -> None:
     """Write perplexities on a y axis along which their logarithms are drawn."""
     low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.02, high + 0.02)
+    room = 0.02 + 0.05 * (high - low)
+    axes.set_ylim(low - room, high + room)
     ticks = list(MaxNLocator(6).tick_values(np.exp(low), np.exp(high)))
     if high - low > np.log(8):
         powers = 10.0 ** np.arange(np.floor(low / np.log(10)), np.ceil(high / np.log(10)) + 1)
         ticks = list(np.outer(powers, [1, 2, 5]).ravel())
     inside = [tick for tick in ticks if tick > 0 and low <= np.log(tick) <= high]
     axes.yaxis.set_major_locator(FixedLocator(list(np.log(inside))))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda nats, _: f"{np.exp(nats):,.3g}"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda nats, _: f"{float(f'{np.exp(nats):.3g}'):,g}")
+    )
     axes.set_title("perplexity")

@@ -191,9 +191,11 @@ def _variables(colours: Mapping[str, str]) -> str:
 _SECTIONS = {
     "What comes out": ("accuracy", "accuracy table", "position", "last 10 table"),
     "What it makes of text": (
+        "length-perplexity",
         "perplexity",
         *(f"language table {n}" for n in range(MAX_LANGUAGE_TABLES)),
         "sweeps",
+        "evaluations",
     ),
     "What it costs": ("effort table", "effort", "residual"),
     "Why it works": ("jacobian",),
@@ -202,7 +204,7 @@ _SECTIONS = {
         "mixers-speed",
         *(f"speed table {n}" for n in range(MAX_SPEED_TABLES)),
     ),
-    "How it was trained": ("training",),
+    "How it was trained": ("training", "validation"),
 }
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE_SHEET = (

@@ -184,7 +184,7 @@ def test_a_folder_keeps_its_records(tmp_path: Path) -> None:
     language = LanguageConfig(text=(tmp_path / "a.txt",), tokenizer="bytes", sweeps=(1, 2))
     found = evaluate_folder(tmp_path / "tiny", settings, language)
     assert record.read(tmp_path / "tiny" / "records.jsonl") == found
-    assert {(r.model, r.task, r.split) for r in found} == {("tiny", "a", "test")}
+    assert {(r.model, r.task, r.split) for r in found} == {("tiny", "a, rows of 16", "test")}
     assert "bits_per_byte" in {r.name for r in found}
     (tmp_path / "a.txt").write_text("letters " * 20)
     with pytest.raises(ValueError, match=r"tokenizer: expected ids below 6.* got 116"):
@@ -206,7 +206,7 @@ def test_checkpoints_tell_their_step_and_prepared_text_its_split(tmp_path: Path)
     for folder, step in ((steps[0], 5), (steps[1], 10), (tmp_path / "run", 10)):
         found = evaluate_folder(folder, settings, language)
         about = {(one.model, one.task, one.split, one.step) for one in found}
-        assert about == {("run", "shards", "valid", step)}
+        assert about == {("run", "shards, rows of 16", "valid", step)}
     language = LanguageConfig(text=(tmp_path / "a.txt",), tokenizer="bytes")
     save_model(small(), tmp_path / "tiny")
     assert {one.step for one in evaluate_folder(tmp_path / "tiny", settings, language)} == {None}

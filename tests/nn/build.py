@@ -7,23 +7,30 @@ import torch
 from torch import Tensor, nn
 
 from equilm.nn.attention import AttentionConfig
+from equilm.nn.deltanet import DeltaNetConfig, DeltaProductConfig
 from equilm.nn.dss import DSSConfig
 from equilm.nn.elman import ElmanConfig
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
+from equilm.nn.gla import GLAConfig
 from equilm.nn.gru import GRUConfig
 from equilm.nn.h3 import H3Config
+from equilm.nn.hgrn2 import HGRN2Config
 from equilm.nn.hyena import Hyena, HyenaConfig
 from equilm.nn.linear import Linear
+from equilm.nn.linear_attention import LinearAttentionConfig
 from equilm.nn.liquid import LiquidS4Config
 from equilm.nn.local import LocalConfig
 from equilm.nn.lru import LRUConfig
 from equilm.nn.lstm import LSTMConfig
 from equilm.nn.mamba2 import Mamba2Config
+from equilm.nn.mingru import MinGRUConfig
 from equilm.nn.model import MIXERS, LanguageModel, ModelConfig
 from equilm.nn.orthogonal import OrthogonalConfig
 from equilm.nn.qrnn import QRNN, QRNNConfig
+from equilm.nn.retnet import RetNetConfig
 from equilm.nn.rglru import RGLRU, RGLRUConfig
 from equilm.nn.rnn import Recurrent
+from equilm.nn.rwkv6 import RWKV6Config
 from equilm.nn.s4 import S4Config
 from equilm.nn.s4d import S4DConfig
 from equilm.nn.s5 import S5Config
@@ -49,6 +56,15 @@ SMALL: dict[str, Any] = {
     "s4": S4Config(state_size=4, expand=2),
     "qrnn": QRNNConfig(),
     "orthogonal": OrthogonalConfig(),
+    "linear_attention": LinearAttentionConfig(heads=2),
+    "retnet": RetNetConfig(heads=2, theta=100.0),
+    "gla": GLAConfig(heads=2, rank=3, temperature=2.0),
+    "hgrn2": HGRN2Config(lower_bound=0.1),
+    "deltanet": DeltaNetConfig(forget_gate=True),
+    "deltaproduct": DeltaProductConfig(output_gate=True),
+    # Behind its first token a small norm_eps would leave of y no more than its sign.
+    "rwkv6": RWKV6Config(heads=2, blend_rank=3, decay_rank=3, norm_eps=1e2),
+    "mingru": MinGRUConfig(),
     "local": LocalConfig(heads=2, kv_heads=1, theta=100.0, window=3),
     "rglru": RGLRUConfig(heads=2),
     "h3": H3Config(expand=2, shift_size=3, state_size=4),

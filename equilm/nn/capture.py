@@ -3,8 +3,9 @@
     capture = Capture(model.core);  z_BTD, state = capture(x_BTD, state)
 
 An equilibrium becomes three graphs: what is made once a solve, one sweep, and the gradient's
-forward and backward passes; the decision whether to go on stays with the host. Read
-`equilibrium.py` first.
+forward and backward passes; the decision whether to go on stays with the host. Where the host never
+asks, since `check_every` is above `max_steps`, all is one graph, windows too. Read `equilibrium.py`
+first.
 """
 
 import copy
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from equilm import tree
-from equilm.nn.equilibrium import Equilibrium
+from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.linear import prepared
 from equilm.nn.mixer import Mixer, State
 from equilm.solve.gradient import Phantom
@@ -69,7 +70,8 @@ class Capture:
         if not isinstance(self.core, Equilibrium):
             return True
         window = self.core.solve.window or x_BTD.shape[1]
-        return window >= x_BTD.shape[1] and isinstance(self.core.gradient, Phantom)
+        whole = window >= x_BTD.shape[1] or _never_asks(self.core)
+        return whole and isinstance(self.core.gradient, Phantom)
 
     def _key_of(self, x_BTD: Tensor, state: State) -> Any:
         core = self.core
@@ -86,9 +88,13 @@ def _recorded(core: Mixer, x_BTD: Tensor, state: State) -> Any:
     with torch.autocast("cuda", half, enabled=enabled, cache_enabled=False):
         x_BTD = x_BTD.detach().clone().requires_grad_()
         state = tree.map_(torch.clone, state)
-        if isinstance(core, Equilibrium):
+        if isinstance(core, Equilibrium) and not _never_asks(core):
             return _Implicit(core, x_BTD, state)
-        return _Explicit(core, x_BTD, state)
+        return _Whole(core, x_BTD, state)
+
+
+def _never_asks(core: Equilibrium) -> bool:
+    return core.solve.check_every > core.solve.max_steps
 
 
 class _Function(nn.Module):
@@ -105,7 +111,7 @@ class _Function(nn.Module):
 
 
 class _Forward(_Function):
-    """The output of an explicit core."""
+    """The output of a core."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         with prepared(self.core):
@@ -125,16 +131,24 @@ class _Attach(_Function):
         return y_BTD
 
 
-class _Explicit:
-    """A core that is no equilibrium, recorded for one shape."""
+class _Whole:
+    """A core that asks the host nothing, recorded for one shape."""
 
     def __init__(self, core: Mixer, x_BTD: Tensor, state: State) -> None:
-        self.function = _Forward(core, state)
-        self.graphed = _Graphed(self.function, x_BTD)
+        self.core, self.function = core, _Forward(core, state)
+        with observed(core) as self.found:
+            self.graphed = _Graphed(self.function, x_BTD)
+        self.told = True  # once, while recording
 
     def __call__(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         tree.map_(_overwrite, self.function.before, state)
-        return self.graphed(x_BTD), tree.map_(torch.clone, self.function.after)
+        y_BTD = self.graphed(x_BTD)
+        for found in () if self.told else self.found:
+            # The next call overwrites these.
+            steps, residual = found.steps.clone(), found.residual.clone()
+            self.core.report(found._replace(steps=steps, residual=residual))  # type: ignore[operator]
+        self.told = False
+        return y_BTD, tree.map_(torch.clone, self.function.after)
 
 
 class _Implicit:

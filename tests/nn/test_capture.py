@@ -1,6 +1,7 @@
 """Training from CUDA graphs gives the very numbers of training without."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,16 +61,21 @@ def test_the_same_numbers(implicit: bool, recompute: bool) -> None:
             assert (left - right).norm() <= 1e-4 * right.norm()
 
 
-@pytest.mark.parametrize("implicit", [False, True])
-def test_rows_that_go_on_are_the_same(implicit: bool) -> None:
-    eager, captured = model_of(implicit=implicit), model_of(implicit=implicit)
+@pytest.mark.parametrize("solve", [None, SOLVE, replace(SOLVE, window=8, check_every=7)])
+def test_rows_that_go_on_are_the_same(solve: Solve | None) -> None:
+    eager, captured = (model_of(implicit=solve is not None) for _ in range(2))
     captured.capture = Capture(captured.core)
     found = []
     for model in (eager, captured):
+        if isinstance(model.core, Equilibrium) and solve is not None:
+            model.core.solve = solve
         state, told = model.init_state(3, 1), []
         for index in range(4):
             tokens_BT = (torch.arange(48, device="cuda").view(3, 16) + index) % 50
-            loss, state = model.loss_from(tokens_BT, tokens_BT, state, ignore=-100)
+            with observed(model) as solutions:
+                loss, state = model.loss_from(tokens_BT, tokens_BT, state, ignore=-100)
+            assert len(solutions) == (0 if solve is None else 2 if solve.window else 1)
+            assert all(1 <= one.sweeps <= 6 for one in solutions)
             model.zero_grad(set_to_none=True)
             loss.loss_sum.backward()
             told += [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -114,7 +120,7 @@ def test_what_waits_for_the_host_runs_eagerly() -> None:
     model = model_of(implicit=True)
     core = model.core
     assert isinstance(core, Equilibrium)
-    core.solve = Solve(max_steps=6, tolerance=1e-2, window=8)
+    core.solve = Solve(max_steps=6, tolerance=1e-2, window=8, check_every=6)
     capture = Capture(core)
     x_BTD = model.embed(torch.randint(50, (3, 20)).cuda())
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Every recurrent, state-space and long-convolution mixer has an implicit variant that trains."""
+"""Every mixer but Mamba2 and attention, of which there is more, has an implicit one that trains."""
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ from tests.nn.build import equilibrium_model
 
 KINDS = ["elman", "gru", "lstm", "orthogonal", "qrnn", "lru", "s4", "s4d", "dss", "s5", "s6"]
 KINDS += ["local", "rglru", "h3", "hyena", "sru", "liquid_s4"]
+KINDS += ["linear_attention", "retnet", "gla", "hgrn2", "deltanet", "deltaproduct"]
+KINDS += ["rwkv6", "mingru"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -106,13 +106,10 @@ def columns(*, quick: bool) -> tuple[Column, ...]:
 
 def recipe(mixer: Row, column: Column, *, quick: bool, implicit: bool) -> Recipe:
     """Return the training run of a mixer on a column: the stack alone, or iterated."""
-    curriculum, layers = column.curriculum, column.layers
+    layers = column.layers
     mlp_hidden: int | None = 2 * width(quick=quick)
     if isinstance(mixer, HybridConfig):
         layers, mlp_hidden = len(mixer.layers), None
-    if isinstance(curriculum, AdaptiveLengths) and not implicit:
-        # An explicit model may never reach the mark.
-        curriculum = trackers.up_to(max(curriculum.lengths), quick=quick)
     return Recipe(
         model=ModelConfig(
             width=width(quick=quick),
@@ -126,7 +123,7 @@ def recipe(mixer: Row, column: Column, *, quick: bool, implicit: bool) -> Recipe
         steps=column.steps,
         batch_size=column.batch_size,
         max_tokens=column.max_tokens,
-        curriculum=curriculum,
+        curriculum=column.curriculum,
         phases=column.phases,
         optim=OptimConfig(
             rate=5e-3 if quick else 1e-3,
@@ -156,19 +153,21 @@ def _run(name: str, mixer: Row, column: Column, *, quick: bool, implicit: bool) 
 
 
 def _quick_columns() -> Iterator[Column]:
+    grows = (Phase(max_steps=0, phantom_steps=6), Phase(length=6, max_steps=16, phantom_steps=4))
     solved = (Phase(max_steps=0, phantom_steps=2), Phase(share=0.7, max_steps=6, phantom_steps=2))
     small = Column(
         part="parity",
         task=RegularConfig(language="parity"),
-        curriculum=AdaptiveLengths(lengths=(2, 4, 8, 12), accuracy=0.98, min_steps=10),
+        curriculum=AdaptiveLengths(lengths=(2, 3, 4, 6, 8, 12), accuracy=0.97, min_steps=10),
         tests=(12, 48),
-        steps=150,
+        steps=200,
         batch_size=32,
         layers=1,
+        phases=grows,
         window=8,
     )
     yield small
-    yield replace(small, part="tracking", task=WordProblemConfig(group="S3"), steps=220)
+    yield replace(small, part="tracking", task=WordProblemConfig(group="S3"), steps=300)
     asks = replace(small, layers=2, phases=solved, window=None, steps=300)
     yield replace(
         asks,

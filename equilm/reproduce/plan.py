@@ -5,7 +5,7 @@ Only what is missing is done:
     out/runs/seed-0/GROUP/RUN/      a run of the trainer, and `NAME.jsonl` measured on it
     out/NAME/                       the drawings, `tables.md`, and `records.jsonl` behind them
 
-Runs are shared by figures, so a name stands for one recipe. Read `figures.py` next.
+What was measured is enough to draw again: checkpoints may be deleted then. Runs are shared by figures, so a name stands for one recipe. Read `figures.py` next.
 """
 
 import json
@@ -113,6 +113,8 @@ def _done(figure: Figure, run: Run, seed: int, folder: Path, watch: Watch | None
     """The Records of a run, or that it failed; none if it is missing and is not to be trained."""
     failure = folder / "failed.jsonl"
     recipe = replace(run.recipe, seed=seed)
+    if (known := _known(run, recipe, folder, figure.name)) is not None:
+        return known
     if watch is None and not _is_finished(recipe, folder):
         return record.read(failure) if failure.exists() else []
     try:
@@ -147,20 +149,30 @@ def _train(recipe: Recipe, folder: Path, watch: Watch) -> None:
         watch(Trainer(recipe, folder, resume=True), folder.name)
 
 
+def _known(run: Run, recipe: Recipe, folder: Path, name: str) -> list[Record] | None:
+    """What an earlier call measured alike on a run of this recipe, its checkpoints gone or not."""
+    path, told, begun = (folder / file for file in (f"{name}.jsonl", f"{name}.json", "recipe.json"))
+    if not (path.exists() and told.exists() and begun.exists()):
+        return None
+    alike = told.read_text(encoding="utf-8") == _plan(run)
+    return record.read(path) if alike and config.load(Recipe, begun) == recipe else None
+
+
 def _measured(run: Run, seed: int, folder: Path, name: str) -> list[Record]:
-    """The Records of a run for a figure: those of an earlier call that measured the same."""
+    """The Records of a run for a figure, kept for later calls."""
     path, told = folder / f"{name}.jsonl", folder / f"{name}.json"
-    measures = [{type(one).__name__: config.encode(one)} for one in run.measures]
-    plan = json.dumps({"measures": measures, "about": dict(run.about)}, indent=2)
-    if path.exists() and told.exists() and told.read_text(encoding="utf-8") == plan:
-        return record.read(path)
     records = list(_measure(run, seed, folder))
     told.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
     record.append(path, records)
     # Last, so that an interrupted call measures again.
-    told.write_text(plan, encoding="utf-8")
+    told.write_text(_plan(run), encoding="utf-8")
     return records
+
+
+def _plan(run: Run) -> str:
+    measures = [{type(one).__name__: config.encode(one)} for one in run.measures]
+    return json.dumps({"measures": measures, "about": dict(run.about)}, indent=2)
 
 
 def _measure(run: Run, seed: int, folder: Path) -> Iterator[Record]:

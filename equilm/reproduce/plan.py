@@ -5,7 +5,8 @@ Only what is missing is done:
     out/runs/seed-0/GROUP/RUN/      a run of the trainer, and `NAME.jsonl` measured on it
     out/NAME/                       the drawings, `tables.md`, and `records.jsonl` behind them
 
-What was measured is enough to draw again: checkpoints may be deleted then. Runs are shared by figures, so a name stands for one recipe. Read `figures.py` next.
+What was measured is enough to draw again: checkpoints may be deleted then. Runs are shared by
+figures, so a name stands for one recipe. Read `figures.py` next.
 """
 
 import json

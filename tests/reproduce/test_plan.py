@@ -1,5 +1,6 @@
 """Runs of two steps: what is there is used, what changed is done again."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +71,19 @@ def test_what_is_missing_is_done_and_what_is_there_is_used(tmp_path: Path, watch
     assert reproduce(figure(), tmp_path, watch=watch, say=silent) == first
     assert (watch.steps, MEASURED) == (4, [1, 1])
     assert first[0].read_bytes() == before
+
+
+def test_records_are_enough_to_draw_once_the_checkpoints_are_gone(
+    tmp_path: Path, watch: Watch
+) -> None:
+    first = reproduce(figure(), tmp_path, watch=watch, say=silent)
+    before = first[0].read_bytes()
+    for folder in (tmp_path / "runs").rglob("step-*"):
+        shutil.rmtree(folder)
+    for again in (watch, None):
+        assert reproduce(figure(), tmp_path, watch=again, say=silent) == first
+        assert (watch.steps, MEASURED) == (4, [1, 1])
+        assert first[0].read_bytes() == before
 
 
 def test_records_tell_seed_and_what_they_are_about(tmp_path: Path, watch: Watch) -> None:

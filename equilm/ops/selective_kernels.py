@@ -107,11 +107,11 @@ def walk(
         if states is not None and done % CHUNK == 0:
             at = (row * num_chunks + t // CHUNK) * size + state_at
             tl.store(states + at, h_NC.to(states.dtype.element_ty), mask=state_mask)
-        # Read what comes next while this is computed; none comes behind the segment.
-        limit = tl.where(done + GROUP < stop, num_tokens, 0)
-        ahead = tl.where(done + GROUP < stop, t + GROUP * STEP, 0)
-        next_dts = _rows(dt_1C, ahead, num_channels, limit, i_1C, num_channels, STEP, GROUP)
-        next_xs = _rows(x_1C, ahead, stride_xt, limit, i_1C, num_channels, STEP, GROUP)
+        # Read what comes next while this is computed; none comes behind the segment, so that a
+        # token is named there that is none, nor are those before it.
+        ahead = tl.where(done + GROUP < stop, t + GROUP * STEP, num_tokens + GROUP)
+        next_dts = _rows(dt_1C, ahead, num_channels, num_tokens, i_1C, num_channels, STEP, GROUP)
+        next_xs = _rows(x_1C, ahead, stride_xt, num_tokens, i_1C, num_channels, STEP, GROUP)
         for j in tl.static_range(GROUP):
             # Behind the last token dt and x are zero, whatever b and c are.
             known = tl.minimum(t, num_tokens - 1) * num_n

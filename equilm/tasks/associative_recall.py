@@ -57,6 +57,8 @@ class AssociativeRecall(Task):
         config: how many pairs, of how many tokens.
     """
 
+    asks_at_end = True
+
     def __init__(self, config: AssociativeRecallConfig) -> None:
         self.config = config
         self.vocab_size = config.vocabulary

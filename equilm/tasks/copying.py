@@ -49,6 +49,8 @@ class Copying(Task):
         config: how many items, of what, and where.
     """
 
+    asks_at_end = True
+
     def __init__(self, config: CopyingConfig) -> None:
         self.config = config
         self.vocab_size = config.vocabulary

@@ -88,6 +88,7 @@ class DNA(Task):
         self.splits = tuple(split for split in SPLITS if self._pieces[split])
         self.vocab_size = len(BASES) + (len(self.species) if config.asked == "species" else 0)
         self.name = f"dna {config.asked}"
+        self.asks_at_end = config.asked == "species"
 
     def batch(self, *, split: str, length: int, batch_size: int, seed: int, index: int) -> Batch:
         """Windows in a shuffled order, moved a little in every pass; see `Task`.

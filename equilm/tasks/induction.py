@@ -42,6 +42,8 @@ class Induction(Task):
         config: how many tokens there are.
     """
 
+    asks_at_end = True
+
     def __init__(self, config: InductionConfig) -> None:
         self.config = config
         self.vocab_size = config.vocabulary

@@ -56,6 +56,8 @@ class ListOps(Task):
         config: how deep, how wide, and what is asked.
     """
 
+    asks_at_end = True
+
     def __init__(self, config: ListOpsConfig) -> None:
         self.config = config
         self.vocab_size = len(WORDS)

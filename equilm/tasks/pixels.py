@@ -53,6 +53,7 @@ class Pixels(Task):
     """
 
     by_row = True
+    asks_at_end = True
 
     def __init__(self, config: PixelsConfig) -> None:
         self.config = config

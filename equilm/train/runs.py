@@ -1,13 +1,16 @@
 """Evaluating a run where it lies: its newest model, on its own task and device."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from equilm import config, record
 from equilm.hf.convert import load
+from equilm.measure.at_lengths import AtLengths
 from equilm.measure.evaluate import EvaluationConfig, evaluate
 from equilm.measure.precision import compare_precision
+from equilm.nn.equilibrium import Equilibrium
 from equilm.record import Record
 from equilm.report.tables import Table
 from equilm.tasks import Batch, build_task
@@ -18,6 +21,8 @@ from equilm.train.schedule import Phase
 
 def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
     """Measure a run, or a checkpoint in one, and append the Records to its `records.jsonl`.
+
+    Prefixes of long sequences, or sequences of each length where the task asks at their ends.
 
     Args:
         path: Of the run, or of a checkpoint below it.
@@ -37,9 +42,18 @@ def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
         "step": step_of(folder),
         **record.environment(device.type),
     }
-    model = load(folder, device=device)
+    model, task = load(folder, device=device), build_task(recipe.task)
     with settings.computing(device):
-        records = list(evaluate(model, build_task(recipe.task), settings, about=about))
+        if task.asks_at_end:
+            implicit = isinstance(model.core, Equilibrium)
+            windows = settings.windows if implicit else settings.windows[:1]
+            records = [
+                replace(one, **about)
+                for window in windows
+                for one in _by_length(settings, window).records(model, task)
+            ]
+        else:
+            records = list(evaluate(model, task, settings, about=about))
     record.append(run / "records.jsonl", records)
     return records
 
@@ -70,6 +84,19 @@ def compare_run(path: Path, *, length: int, batch_size: int, seed: int) -> Table
             sweeps=depth.max_steps,
             steps=depth.phantom_steps,
         )
+
+
+def _by_length(settings: EvaluationConfig, window: int) -> AtLengths:
+    """The same settings for a task whose lengths are measured one by one."""
+    return AtLengths(
+        lengths=settings.lengths,
+        batch_size=settings.batch_size,
+        window=window or None,
+        seed=settings.seed,
+        split=settings.split,
+        tolerance=settings.tolerance,
+        max_steps=settings.max_steps,
+    )
 
 
 def _find(path: Path) -> tuple[Path, Path, Recipe]:

@@ -1,0 +1,38 @@
+"""A run on a task that asks at the end is measured at each length by itself."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from equilm import record
+from equilm.measure.evaluate import EvaluationConfig
+from equilm.nn.gru import GRUConfig
+from equilm.tasks import InductionConfig
+from equilm.train.runs import evaluate_run
+from equilm.train.schedule import FixedLengths
+from tests.train.tiny import EXPLICIT, MODEL, TINY, finish
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_each_length_is_asked(implicit: bool, tmp_path: Path) -> None:
+    model = replace(MODEL if implicit else EXPLICIT, mixer=GRUConfig())
+    recipe = replace(
+        TINY,
+        model=model,
+        task=InductionConfig(vocabulary=4),
+        steps=3,
+        curriculum=FixedLengths(lengths=(5,)),
+    )
+    finish(recipe, tmp_path / "run")
+    settings = EvaluationConfig(lengths=(4, 9), windows=(1, 0), batch_size=7, max_steps=8)
+    told = evaluate_run(tmp_path / "run", settings)
+    assert record.read(tmp_path / "run" / "records.jsonl") == told
+    right = [r for r in told if r.name == "accuracy"]
+    windows = [1, 1, 4, 9] if implicit else [None, None]
+    assert [(r.length, r.window) for r in right] == list(zip((4, 9) * 2, windows, strict=False))
+    for r in right:
+        # One answer a row.
+        assert isinstance(r.value, float)
+        assert r.value * 7 == pytest.approx(round(r.value * 7))
+    assert all(r.model == "run" and r.step == 3 for r in told)

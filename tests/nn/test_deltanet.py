@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equilm.nn.deltanet import DeltaNet, DeltaNetConfig, DeltaProductConfig, DeltaState
+from equilm.nn.model import LanguageModel, ModelConfig
+from equilm.tasks import WordProblem, WordProblemConfig, cross_entropy_sum
 from tests.nn.build import WIDTH
 from tests.nn.key_values import heads, inputs, outer, read, rms
 from tests.nn.reference import assert_same, mixer_of
@@ -59,3 +61,35 @@ def test_the_forget_gate_starts_as_that_of_mamba2() -> None:
     step_H, rate_H = F.softplus(mixer.dt_bias), mixer.A_log.exp()
     assert 0.99e-3 <= float(step_H.min()) <= float(step_H.max()) <= 1.01e-1
     assert 1 <= float(rate_H.min()) <= float(rate_H.max()) <= 16
+
+
+def accuracy_on_s3(config: Any) -> float:
+    """Train one explicit layer on the word problem of S3, at most 10 tokens; ask it 16."""
+    task = WordProblem(WordProblemConfig(group="S3"))
+    model = LanguageModel(
+        ModelConfig(vocab_size=task.vocab_size, width=32, num_layers=1, mixer=config),
+        generator=torch.Generator().manual_seed(0),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 150)
+    for step in range(150):
+        length = min(10, 2 + step // 8)
+        batch = task.batch(split="train", length=length, batch_size=32, seed=0, index=step)
+        loss, count = cross_entropy_sum(model(batch.tokens_BT)[0], batch.targets_BT)
+        optimizer.zero_grad()
+        (loss / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    batch = task.batch(split="test", length=16, batch_size=64, seed=1, index=0)
+    with torch.no_grad():
+        answers_BT = model(batch.tokens_BT)[0].argmax(-1)
+    return float((answers_BT == batch.targets_BT).float().mean())
+
+
+def test_two_reflections_a_token_learn_to_multiply_permutations() -> None:
+    """S3 is the symmetries of a triangle: its turns are two reflections, and no projection's."""
+    sizes: dict[str, Any] = {"heads": 4, "conv_width": 1}
+    assert accuracy_on_s3(DeltaProductConfig(**sizes)) > 0.97
+    assert accuracy_on_s3(DeltaNetConfig(**sizes, eigenvalues="signed")) < 0.7
+    assert accuracy_on_s3(DeltaProductConfig(**sizes, eigenvalues="positive")) < 0.7

@@ -175,7 +175,11 @@ def _measured(model: LanguageModel, task: Task, config: EvaluationConfig) -> Ite
     if not isinstance(core, Equilibrium):
         yield from _reported(answer(model, batch, None), config.lengths, span=None)
         return
-    solve = replace(core.solve, tolerance=config.tolerance, max_steps=config.max_steps)
+    # To ask a CPU costs nothing, and saves sweeps.
+    often = core.solve.check_every if model.embedding.is_cuda else 1
+    solve = replace(
+        core.solve, tolerance=config.tolerance, max_steps=config.max_steps, check_every=often
+    )
     for span in config.spans:
         answers = answer(model, batch, replace(solve, window=span))
         yield from _reported(answers, config.lengths, span=span)

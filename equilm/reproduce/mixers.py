@@ -160,14 +160,14 @@ def _quick_columns() -> Iterator[Column]:
         task=RegularConfig(language="parity"),
         curriculum=AdaptiveLengths(lengths=(2, 3, 4, 6, 8, 12), accuracy=0.97, min_steps=10),
         tests=(12, 48),
-        steps=200,
+        steps=150,
         batch_size=32,
         layers=1,
         phases=grows,
         window=8,
     )
     yield small
-    yield replace(small, part="tracking", task=WordProblemConfig(group="S3"), steps=300)
+    yield replace(small, part="tracking", task=WordProblemConfig(group="S3"), steps=250)
     asks = replace(small, layers=2, phases=solved, window=None, steps=300)
     yield replace(
         asks,
@@ -182,7 +182,7 @@ def _quick_columns() -> Iterator[Column]:
         task=InductionConfig(vocabulary=6),
         curriculum=FixedLengths(lengths=(12,)),
         tests=(12, 48),
-        steps=160,
+        steps=120,
     )
     yield replace(
         asks,
@@ -198,7 +198,7 @@ def _quick_columns() -> Iterator[Column]:
         task=ListOpsConfig(asked="each", max_depth=4, max_arguments=4),
         curriculum=FixedLengths(lengths=(24,)),
         tests=(24,),
-        steps=250,
+        steps=200,
     )
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
     """
     run, folder, recipe = _find(path)
     device = use_device(recipe.device, threads=recipe.threads)
-    about = {
+    about: dict[str, Any] = {
         "model": run.name,
         "seed": recipe.seed,
         "step": step_of(folder),

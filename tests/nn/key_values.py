@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+from equilm.nn.deltanet import DeltaNet
+from equilm.nn.key_value import KeyValue
+from equilm.nn.rwkv6 import RWKV6
+
 HEADS = 2
 
 
@@ -29,3 +33,8 @@ def outer(k_BHN: Tensor, v_BHP: Tensor) -> Tensor:
 def read(q_BHN: Tensor, memory_BHNP: Tensor) -> Tensor:
     """Sᵀ q of each head."""
     return torch.einsum("bhn,bhnp->bhp", q_BHN, memory_BHNP)
+
+
+def scale(mixer: KeyValue | DeltaNet | RWKV6) -> Tensor:
+    """Return the weight of the norm of each head."""
+    return mixer.output.norm.get_parameter("weight")

@@ -11,7 +11,7 @@ from equilm.nn.deltanet import DeltaNet, DeltaNetConfig, DeltaProductConfig, Del
 from equilm.nn.model import LanguageModel, ModelConfig
 from equilm.tasks import WordProblem, WordProblemConfig, cross_entropy_sum
 from tests.nn.build import WIDTH
-from tests.nn.key_values import heads, inputs, outer, read, rms
+from tests.nn.key_values import heads, inputs, outer, read, rms, scale
 from tests.nn.reference import assert_same, mixer_of
 
 CONFIGS: dict[str, Any] = {
@@ -49,7 +49,7 @@ def test_it_is_its_equations(config: Any) -> None:
             error_BHP = heads(kv[steps + j]) - read(k_BHN, memory_BHNP)
             memory_BHNP = memory_BHNP + outer(beta_BH1 * k_BHN, error_BHP)
         y_BHP = read(F.normalize(heads(q_BI), dim=-1) / 2, memory_BHNP)
-        y_BI = (rms(y_BHP) * mixer.output.norm.weight).flatten(1)
+        y_BI = (rms(y_BHP) * scale(mixer)).flatten(1)
         y.append(mixer.output.out_proj(y_BI * F.silu(gate_BTI[:, t]) if gate_BTI.numel() else y_BI))
     got, want = [y_BTD, state.memory_BHNP], [torch.stack(y, 1), memory_BHNP]
     assert_same(mixer, got, want, leaves)

@@ -15,7 +15,7 @@ from equilm.nn.mingru import MinGRU, MinGRUConfig, MinGRUState
 from equilm.nn.retnet import RetNet, RetNetConfig
 from equilm.nn.rwkv6 import RWKV6, RWKV6Config, RWKV6State
 from tests.nn.build import WIDTH
-from tests.nn.key_values import HEADS, heads, inputs, outer, read, rms
+from tests.nn.key_values import HEADS, heads, inputs, outer, read, rms, scale
 from tests.nn.reference import assert_same, mixer_of
 
 TOKENS = 9
@@ -58,7 +58,7 @@ def test_gated_linear_attention_is_its_equations() -> None:
         q_BI, k_BI, v_BI, gate_BI, rank_BR = projected_BE.split([4, 4, 8, 8, 3], dim=-1)
         decay_BHN = heads(mixer.decay_proj(rank_BR).sigmoid().sqrt())
         memory_BHNP = decay_BHN[..., None] * memory_BHNP + outer(heads(k_BI), heads(v_BI))
-        normed_BHP = rms(read(heads(q_BI), memory_BHNP) / math.sqrt(2)) * mixer.output.norm.weight
+        normed_BHP = rms(read(heads(q_BI), memory_BHNP) / math.sqrt(2)) * scale(mixer)
         y.append(mixer.output.out_proj(normed_BHP.flatten(1) * F.silu(gate_BI)))
     compare(mixer, x_BTD, first_BHNP, [torch.stack(y, 1), memory_BHNP])
 
@@ -72,7 +72,7 @@ def test_hgrn2_is_its_equations(bound: float) -> None:
         q_BHN, f_BHN, i_BHP = (heads(part) for part in projected_BE.chunk(3, dim=-1))
         decay_BHN = bound + (1 - bound) * f_BHN.sigmoid()
         memory_BHNP = decay_BHN[..., None] * memory_BHNP + outer(1 - decay_BHN, i_BHP)
-        normed_BHP = rms(read(F.silu(q_BHN), memory_BHNP)) * mixer.output.norm.weight
+        normed_BHP = rms(read(F.silu(q_BHN), memory_BHNP)) * scale(mixer)
         y.append(mixer.output.out_proj(normed_BHP.flatten(1)))
     compare(mixer, x_BTD, first_BHNP, [torch.stack(y, 1), memory_BHNP])
 
@@ -91,7 +91,7 @@ def test_retention_is_its_equations() -> None:
         # The token stands where it is, and what came before moves away from it.
         memory_BHNP = decay_H[:, None, None] * (turn_NN.T @ memory_BHNP)
         memory_BHNP = memory_BHNP + outer(heads(k_BI), heads(v_BI))
-        normed_BHP = rms(read(heads(q_BI), memory_BHNP) / math.sqrt(4)) * mixer.output.norm.weight
+        normed_BHP = rms(read(heads(q_BI), memory_BHNP) / math.sqrt(4)) * scale(mixer)
         y.append(mixer.output.out_proj(normed_BHP.flatten(1) * F.silu(gate_BI)))
     compare(mixer, x_BTD, first_BHNP, [torch.stack(y, 1), memory_BHNP])
 
@@ -105,7 +105,8 @@ def test_rwkv6_is_its_equations() -> None:
     x_BTD, last_BD, memory_BHNP = inputs(2, TOKENS, WIDTH), inputs(2, WIDTH), inputs(2, 2, 4, 4)
     y_BTD, state = mixer(x_BTD, RWKV6State(last_BD, memory_BHNP))
     leaves, before_BD, y = [x_BTD, last_BD, memory_BHNP], last_BD, []
-    in_weight, norm = mixer.blend_in.effective().view(5, 3, WIDTH), mixer.output.norm
+    in_weight = mixer.blend_in.effective().view(5, 3, WIDTH)
+    bias_HP = mixer.output.norm.get_parameter("bias")
     for x_BD in x_BTD.unbind(1):
         change_BD, parts = before_BD - x_BD, []
         for i in range(5):
@@ -120,7 +121,7 @@ def test_rwkv6_is_its_equations() -> None:
         memory_BHNP = heads((-w_BI.exp()).exp())[..., None] * memory_BHNP + added_BHNP
         centred_BHP = read_BHP - read_BHP.mean(-1, keepdim=True)
         spread_BH1 = (centred_BHP.square().mean(-1, keepdim=True) + 64e-5).sqrt()
-        normed_BHP = centred_BHP / spread_BH1 * norm.weight + norm.bias
+        normed_BHP = centred_BHP / spread_BH1 * scale(mixer) + bias_HP
         y.append(mixer.output.out_proj(normed_BHP.flatten(1) * F.silu(g_BI)))
         before_BD = x_BD
     want = [torch.stack(y, 1), x_BTD[:, -1].sum(), memory_BHNP]

@@ -74,5 +74,5 @@ def test_a_start_finds_no_state_and_padding_changes_none(tokens: int) -> None:
     alone_BTHP, last_BHNP = delta_rule(*(tensor[:1, start:] for tensor in inputs[:5]))
     assert_close("scan", got[0][:1, start:], alone_BTHP)
     assert_close("scan", got[1][:1], last_BHNP)
-    before = [tensor[1:, :start] for tensor in inputs[:5]]
-    assert_close("scan", got[1][1:], delta_rule(*before, inputs[5][1:])[1])
+    before = [*(tensor[1:, :start] for tensor in inputs[:5]), inputs[5][1:]]
+    assert_close("scan", got[1][1:], delta_rule(*before)[1])

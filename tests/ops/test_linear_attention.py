@@ -90,8 +90,8 @@ def test_a_decay_of_nothing_parts_what_was_before(tokens: int) -> None:
     assert_close("scan", got[0][:1, start:], alone_BTHP)
     assert_close("scan", got[1][:1], last_BHNP)
     # What is padding leaves the state of the second row as it was.
-    before = [tensor[1:, :start] for tensor in inputs[:4]]
-    assert_close("scan", got[1][1:], linear_attention(*before, inputs[4][1:])[1])
+    before = [*(tensor[1:, :start] for tensor in inputs[:4]), inputs[4][1:]]
+    assert_close("scan", got[1][1:], linear_attention(*before)[1])
 
 
 def test_half_precision_comes_back_in_float32() -> None:

@@ -46,6 +46,8 @@ class Task(Protocol):
     by_row: bool = False
     # Whether rows may go on after others: `follow`.
     follows: bool = False
+    # Whether a sequence asks what its prefixes do not, so that each length is measured by itself.
+    asks_at_end: bool = False
 
     def batch(self, *, split: str, length: int, batch_size: int, seed: int, index: int) -> Batch:
         """The batch at (split, length, batch_size, seed, index): a pure function of the five.

@@ -86,7 +86,7 @@ class HGRN2(KeyValue):
         """See `KeyValue`; the gate f comes where others have keys."""
         gate_BTHN = k_BTHN.to(torch.promote_types(k_BTHN.dtype, torch.float32))
         bound, rest = self.config.lower_bound, math.log1p(-self.config.lower_bound)
-        log_bound = gate_BTHN.new_tensor(bound).log()
+        log_bound = gate_BTHN.new_full((), math.log(bound) if bound else -math.inf)
         # By logarithms, since 1 − (1 − a) would lose the digits of a small a.
         log_decay_BTHN = torch.logaddexp(log_bound, F.logsigmoid(gate_BTHN) + rest)
         k_BTHN = (1 - bound) * torch.sigmoid(-gate_BTHN)

@@ -17,7 +17,6 @@ from torch import Tensor
 from equilm.nn.key_value import KeyValue, split_evenly
 from equilm.nn.norm import RMSNorm
 from equilm.ops.linear_attention import linear_attention, masked
-from equilm.ops.rotary import rotary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,24 +89,34 @@ class RetNet(KeyValue):
     ) -> tuple[Tensor, Tensor]:
         """See `KeyValue`."""
         wide, tokens = torch.promote_types(q_BTHN.dtype, torch.float32), q_BTHN.shape[1]
+        device = q_BTHN.device
         # Turning both is turning the state between them; the state given is at position 0.
+        position_BT = torch.arange(1, tokens + 1, device=device)[None]
         q_BTHN, k_BTHN = (
-            rotary(part_BTHN.to(wide), 1, theta=self.config.theta) for part_BTHN in (q_BTHN, k_BTHN)
+            self._turned(part_BTHN.to(wide), position_BT) for part_BTHN in (q_BTHN, k_BTHN)
         )
-        power_H = -5 - torch.arange(self.heads, device=q_BTHN.device, dtype=wide)
+        power_H = -5 - torch.arange(self.heads, device=device, dtype=wide)
         log_decay_11H1 = torch.log1p(-torch.exp2(power_H))[None, None, :, None]
         log_decay_BTH1 = log_decay_11H1.expand(*q_BTHN.shape[:2], -1, -1)
         k_BTHN, log_decay_BTH1 = masked(k_BTHN, log_decay_BTH1, valid_B, starts_BT)
         y_BTHP, memory_BHNP = linear_attention(
             q_BTHN * self.keys**-0.5, k_BTHN, v_BTHP, log_decay_BTH1, memory_BHNP
         )
-        return y_BTHP, self._back(memory_BHNP, tokens if valid_B is None else valid_B)
+        # And back, so that the last token stands at 0.
+        last_B1 = position_BT[:, -1:] if valid_B is None else valid_B[:, None]
+        return y_BTHP, self._turned(memory_BHNP.mT, -last_B1).mT
 
-    def _back(self, memory_BHNP: Tensor, positions: Tensor | int) -> Tensor:
-        """Turn the keys back by so many positions, that the last token be at 0."""
-        keys_B1XN = memory_BHNP.mT.flatten(1, 2)[:, None]
-        # With the sign of half the channels changed, forward is backward.
-        sign_N = keys_B1XN.new_ones(self.keys)
-        sign_N[self.keys // 2 :] = -1
-        keys_B1XN = sign_N * rotary(sign_N * keys_B1XN, positions, theta=self.config.theta)
-        return keys_B1XN[:, 0].unflatten(1, (self.heads, -1)).mT
+    def _turned(self, x_BTHN: Tensor, position_BT: Tensor) -> Tensor:
+        """Turn the pairs (x_i, x_{i+N/2}) by position · theta^(−2i/N); a T of 1 serves all."""
+        half = self.keys // 2
+        exponent_F = torch.arange(half, device=x_BTHN.device, dtype=torch.float64) / half
+        angle_BT1F = position_BT[..., None, None] * torch.pow(self.config.theta, -exponent_F)
+        cos_BT1F, sin_BT1F = angle_BT1F.cos().to(x_BTHN.dtype), angle_BT1F.sin().to(x_BTHN.dtype)
+        one_BTHF, other_BTHF = x_BTHN.chunk(2, dim=-1)
+        return torch.cat(
+            [
+                one_BTHF * cos_BT1F - other_BTHF * sin_BT1F,
+                other_BTHF * cos_BT1F + one_BTHF * sin_BT1F,
+            ],
+            dim=-1,
+        )

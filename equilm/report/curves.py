@@ -86,6 +86,8 @@ def training_curves(records: Iterable[Record]) -> Plot | None:
     panels["length"] = ("length in training, tokens", 0.8)
     runs = {name: select.training(records, name) for name in panels}
     shown = [name for name in panels if any(len(run) > 1 for run in runs[name].values())]
+    if len({select.number(one) for run in runs["length"].values() for one in run}) == 1:
+        shown = [name for name in shown if name != "length"]
     if "loss" not in shown and "accuracy" not in shown:
         return None
     ratios = [panels[name][1] for name in shown]

@@ -122,6 +122,23 @@ def test_a_name_is_not_mathematics() -> None:
     assert "&lt;a&gt;$x_1$&amp;" in figure.svg()
 
 
+def test_a_length_that_never_changes_has_no_panel() -> None:
+    def panels(lengths: tuple[float, ...]) -> list[str]:
+        about = {"model": "m", "split": "train", "unit": "1"}
+        values = {"loss": (3.0, 2.0, 1.0), "length": lengths}
+        told = [
+            Record(name=name, value=value, step=step, **about)  # type: ignore[arg-type]
+            for name, series in values.items()
+            for step, value in enumerate(series)
+        ]
+        figure = curves.training_curves(told)
+        assert figure is not None
+        return [axes.get_title("left") for axes in figure.figure.axes]
+
+    assert panels((8.0, 8.0, 8.0)) == ["loss, nats"]
+    assert panels((8.0, 8.0, 16.0)) == ["loss, nats", "length in training, tokens"]
+
+
 def test_nothing_to_draw(records: list[Record]) -> None:
     assert figures.draw([r for r in records if r.name == "chance"]) == []
 

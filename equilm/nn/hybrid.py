@@ -90,20 +90,23 @@ def build_stack(
         order.append(number)
         if number == len(blocks):
             mixers.append(layer.mixer)
-            mixer = MIXERS[layer.mixer.kind][1](
-                layer.mixer, width, weight_norm=weight_norm, dropout=dropout
+            blocks.append(
+                _block(layer, width, weight_norm=weight_norm, dropout=dropout, norm_eps=norm_eps)
             )
-            mlp = _mlp(layer.mlp, width, weight_norm=weight_norm)
-            blocks.append(Block(mixer, mlp, width, norm_eps=norm_eps))
     # Mixers that are alike take the same injection.
     kinds = list(dict.fromkeys(mixers))
     parts = [kinds.index(mixer) for mixer in mixers]
     return Stack(blocks, width, order=order, parts=parts, norm_eps=norm_eps)
 
 
-def _mlp(config: MLPConfig | None, width: int, *, weight_norm: bool) -> GatedMLP | Experts | None:
-    if isinstance(config, ExpertsConfig):
-        return Experts(config, width, weight_norm=weight_norm)
-    if config is None:
-        return None
-    return GatedMLP(width, config.hidden, weight_norm=weight_norm)
+def _block(
+    layer: Layer, width: int, *, weight_norm: bool, dropout: float, norm_eps: float
+) -> Block:
+    _, mixer_class = MIXERS[layer.mixer.kind]
+    mixer = mixer_class(layer.mixer, width, weight_norm=weight_norm, dropout=dropout)
+    mlp: GatedMLP | Experts | None = None
+    if isinstance(layer.mlp, ExpertsConfig):
+        mlp = Experts(layer.mlp, width, weight_norm=weight_norm)
+    elif layer.mlp is not None:
+        mlp = GatedMLP(width, layer.mlp.hidden, weight_norm=weight_norm)
+    return Block(mixer, mlp, width, norm_eps=norm_eps)

@@ -79,12 +79,13 @@ class Local(Heads):
     ) -> tuple[Tensor, LocalState]:
         """See `Mixer`."""
         rows, tokens = x_BTD.shape[:2]
+        is_fresh = state is None
         state = state if state is not None else self.init_state(rows, 0)
         position_BT = _positions(state.length_B, tokens, starts_BT)
         query_BTHP, key_BTHP, value_BTHP = split_heads(
             self.qkv(x_BTD),
             inject_BTE,
-            lengths(state.length_B),
+            0 if is_fresh else lengths(state.length_B),
             heads=self.heads,
             kv_heads=self.kv_heads,
             theta=self.config.theta,
@@ -96,7 +97,9 @@ class Local(Heads):
             for before_BWHP, new_BTHP in zip(state[:2], (key_BTHP, value_BTHP), strict=True)
         )
         slot_T = self.window - 1 + torch.arange(tokens, device=x_BTD.device)
-        y_BTHP = attend_local(query_BTHP, key_BSHP, value_BSHP, slot_T - position_BT)
+        # Rows that begin alike share a mask.
+        first_BT = (slot_T - position_BT)[: 1 if is_fresh and starts_BT is None else rows]
+        y_BTHP = attend_local(query_BTHP, key_BSHP, value_BSHP, first_BT)
         count_B = _counts(state.length_B, position_BT, valid_B)
         kept = [self._kept(part, tokens, valid_B, count_B) for part in (key_BSHP, value_BSHP)]
         key_BWHP, value_BWHP = (new.to(old.dtype) for new, old in zip(kept, state, strict=False))

@@ -38,7 +38,20 @@ def attend_local(
     query_BTHP, key_BSHP, value_BSHP = (
         F.pad(part, (0, 0, 0, 0, 0, missing)) for part in (query_BTHP, key_BSHP, value_BSHP)
     )
-    device = query_BTHP.device
+    rows, heads = len(query_BTHP), query_BTHP.shape[2]
+    mask_BKLS = _mask(first_BT, past, block, count)
+    y_RHLP = F.scaled_dot_product_attention(
+        query_BTHP.unflatten(1, (count, block)).flatten(0, 1).transpose(1, 2),
+        _blocks(key_BSHP, block, past, heads).to(query_BTHP.dtype),
+        _blocks(value_BSHP, block, past, heads).to(query_BTHP.dtype),
+        attn_mask=mask_BKLS.expand(rows, -1, -1, -1).flatten(0, 1)[:, None],
+    )
+    return y_RHLP.transpose(1, 2).unflatten(0, (rows, count)).flatten(1, 2)[:, :tokens]
+
+
+def _mask(first_BT: Tensor, past: int, block: int, count: int) -> Tensor:
+    """What each token of each block may see of the block's slots."""
+    tokens, device = first_BT.shape[1], first_BT.device
     # A padded query sees itself alone.
     slot_T = past + torch.arange(count * block, device=device)
     first_BT = torch.cat([first_BT, slot_T[None, tokens:].expand(len(first_BT), -1)], dim=1)
@@ -46,20 +59,11 @@ def attend_local(
     begin_K = block * torch.arange(count, device=device)
     slot_KS = begin_K[:, None] + torch.arange(block + past, device=device)
     first_BKL, slot_KL = first_BT.unflatten(1, (count, block)), slot_T.unflatten(0, (count, block))
-    mask_BKLS = (slot_KS[:, None] >= first_BKL[..., None]) & (
-        slot_KS[:, None] <= slot_KL[..., None]
-    )
-    rows = len(query_BTHP)
-    y_RHLP = F.scaled_dot_product_attention(
-        query_BTHP.unflatten(1, (count, block)).flatten(0, 1).transpose(1, 2),
-        _blocks(key_BSHP, block, past).to(query_BTHP.dtype),
-        _blocks(value_BSHP, block, past).to(query_BTHP.dtype),
-        attn_mask=mask_BKLS.expand(rows, -1, -1, -1).flatten(0, 1)[:, None],
-        enable_gqa=query_BTHP.shape[2] != key_BSHP.shape[2],
-    )
-    return y_RHLP.transpose(1, 2).unflatten(0, (rows, count)).flatten(1, 2)[:, :tokens]
+    return (slot_KS[:, None] >= first_BKL[..., None]) & (slot_KS[:, None] <= slot_KL[..., None])
 
 
-def _blocks(buffer_BSHP: Tensor, block: int, past: int) -> Tensor:
-    """What the queries of each block may see, (B · blocks, K, block + W − 1, P)."""
-    return buffer_BSHP.unfold(1, block + past, block).flatten(0, 1).transpose(-1, -2)
+def _blocks(buffer_BSHP: Tensor, block: int, past: int, heads: int) -> Tensor:
+    """What the queries of each block may see, (B · blocks, H, block + W − 1, P)."""
+    seen_RHSP = buffer_BSHP.unfold(1, block + past, block).flatten(0, 1).transpose(-1, -2)
+    # With a mask and shared heads, a GPU would write down all scores.
+    return seen_RHSP.repeat_interleave(heads // seen_RHSP.shape[1], dim=1)

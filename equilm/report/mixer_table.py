@@ -25,7 +25,7 @@ TASKS = (
 PACE = (
     ("train_tokens_per_second", "training, tokens/s"),
     ("decode_tokens_per_second", "decoding, tokens/s"),
-    ("state_bytes", "state, bytes"),
+    ("state_bytes", "state after {tokens} tokens, bytes"),
 )
 _WORDS = (
     "Percent of what is asked that is right, at the test length in the header: of the last ten "
@@ -94,7 +94,9 @@ def _task_column(records: Sequence[Record], part: str, title: str, name: str) ->
 
 
 def _pace_column(records: Sequence[Record], name: str, title: str) -> tuple[str, _Cells]:
-    return title, _medians([r for r in records if r.name == name], count)
+    found = [r for r in records if r.name == name]
+    tokens = max((r.length or 0 for r in found), default=0)
+    return title.format(tokens=f"{tokens:,}"), _medians(found, count)
 
 
 def _medians(records: Sequence[Record], write: Callable[[float], str]) -> _Cells:

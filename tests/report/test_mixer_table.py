@@ -14,14 +14,14 @@ RECORDS = [
     accuracy("s6-implicit", "tracking", 1.0),
     accuracy("gru", "tracking", 0.25),
     Record(name="failed", value=1.0, unit="1", model="gru", part="mixers-recall", task="Oh: no"),
-    Record(name="state_bytes", value=4096.0, unit="bytes", model="s6", part="pace"),
+    Record(name="state_bytes", value=4096.0, unit="bytes", model="s6", part="pace", length=64),
 ]
 
 
 def test_explicit_and_implicit_side_by_side() -> None:
     table = mixers_table(RECORDS)
     assert table is not None
-    assert table.header == ("mixer", "S3 48", "MQAR 48", "state, bytes")
+    assert table.header == ("mixer", "S3 48", "MQAR 48", "state after 64 tokens, bytes")
     assert table.rows == (
         ("s6", "— / 100.0%", "50.0% / —", "4,096 / —"),
         ("gru", "25.0% / —", "Oh / —", "— / —"),

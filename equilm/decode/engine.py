@@ -17,6 +17,7 @@ import torch
 from equilm.decode.counts import Counts as Counts
 from equilm.decode.evaluation import Evaluation
 from equilm.decode.job import Job, choose, simple_draws, tell
+from equilm.decode.pace import pace_of
 from equilm.decode.prompts import Prompts
 from equilm.decode.request import STATUS, Event, Request, Token
 from equilm.decode.sampling import NOTHING
@@ -35,7 +36,8 @@ class Engine:
         capacity: Tokens of a prompt and its answer, ≥ 1, where the state of the model grows with
             them; others take any number.
         policy: "sweep", or "lockstep" to compare with; see `Scheduler`.
-        window: Tokens of a prompt that are solved at once, ≥ 1.
+        window: Tokens of a prompt that are solved at once, ≥ 1; `None` suits the device, here and
+            below (`pace.py`).
         chunk: Tokens of a prompt that are taken in between sweeps of the running, ≥ 1.
         short: Tokens before the last of a prompt that are solved one by one in its slot, as those
             of the answer, ≥ 0; only what is longer is taken in by chunks.
@@ -58,39 +60,35 @@ class Engine:
         slots: int = 8,
         capacity: int = 2048,
         policy: Policy = "sweep",
-        window: int = 64,
-        chunk: int = 256,
+        window: int | None = None,
+        chunk: int | None = None,
         short: int = 16,
         sweeps_between: float = 1.0,
         start: Start = "zero",
-        check_every: int = 1,
+        check_every: int | None = None,
         precision: Literal["float32", "bf16"] = "float32",
         prefix_cache: int = 0,
     ) -> None:
-        for name, value, least in (
-            ("capacity", capacity, 1),
-            ("window", window, 1),
-            ("chunk", chunk, 1),
-            ("short", short, 0),
-            ("check_every", check_every, 1),
-        ):
+        for name, value, least in (("capacity", capacity, 1), ("short", short, 0)):
             if value < least:
                 raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
         if start not in ("zero", "previous"):
             raise ValueError(f"start: expected 'zero' or 'previous', got {start!r}")
         if precision not in ("float32", "bf16"):
             raise ValueError(f"precision: expected 'float32' or 'bf16', got {precision!r}")
+        device = model.embedding.device
+        pace = pace_of(device, window=window, chunk=chunk, check_every=check_every)
         self.model, self.precision = model, precision
         self.scheduler = Scheduler(slots=slots, policy=policy, sweeps_between=sweeps_between)
         self.evaluation = Evaluation(model)
         with torch.no_grad(), self._computing():
-            room = {"rows": slots, "capacity": capacity, "check_every": check_every}
+            room = {"rows": slots, "capacity": capacity, "check_every": pace.check_every}
             self.slots = Slots(self.evaluation, start=start, **room)
         self.prompts = Prompts(
             self.evaluation,
             capacity=capacity,
-            window=window,
-            chunk=chunk,
+            window=pace.window,
+            chunk=pace.chunk,
             short=short,
             cache=prefix_cache,
         )

@@ -126,6 +126,25 @@ class Evaluation:
             return self.model.core(u_BTE, state)
         return self.equilibrium.body(z_BTD, state, u_BTE)
 
+    def peek(self, z_BTD: Tensor, u_BTE: Tensor, state: State) -> Tensor:
+        """Evaluate F, and leave the next state unwritten where there are kernels for it."""
+        if self.equilibrium is None:
+            return self(z_BTD, u_BTE, state)[0]
+        return self.equilibrium.body.peek(z_BTD, state, u_BTE)
+
+    @property
+    def can_leave_rows(self) -> bool:
+        """Whether it takes less to have the next state of some rows only."""
+        mamba2 = isinstance(self.model.config.mixer, Mamba2Config)
+        return self.can_be_recorded and mamba2 and self.equilibrium is not None
+
+    def some(
+        self, z_B1D: Tensor, u_B1E: Tensor, state: State, wanted_B: Tensor
+    ) -> tuple[Tensor, State]:
+        """Evaluate F; the next state may be anything in rows that are not wanted."""
+        assert self.equilibrium is not None, "an explicit model wants all"
+        return self.equilibrium.body.advance_some(z_B1D, state, u_B1E, wanted_B)
+
     def zeros(self, rows: int) -> Tensor:
         """Return the point z_B1D that a solve starts from."""
         like = self.model.embedding

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from equilm.decode.engine import Engine
 from equilm.decode.request import FinishReason, Request, Sampling, Token
-from equilm.decode.text import Ids, TextStream, Tokenizer
+from equilm.decode.text import Ids, TextStream, Tokenizer, check_vocabulary, encode_prompt
 from equilm.nn.model import LanguageModel
 
 
@@ -46,13 +46,13 @@ def generate(
     tolerance: float = 0.01,
     max_steps: int = 64,
     slots: int = 8,
-    window: int = 64,
+    window: int | None = None,
 ) -> list[Generation]:
     """Answer prompts; each gets what it would get alone.
 
     Args:
         model: In evaluation mode.
-        prompts: Texts, or token ids.
+        prompts: Texts, or token ids; an empty one begins as the tokenizer says.
         tokenizer: Of the texts; by default the text of a token is its number.
         max_tokens: Of an answer, ≥ 1.
         sampling: How tokens are chosen; sample j of a prompt adds j to the seed.
@@ -62,20 +62,24 @@ def generate(
         tolerance: When a token is solved, relative, ≥ 0: the dial between quality and speed.
         max_steps: Evaluations a token may take, ≥ 1.
         slots: Answers at once, ≥ 1.
-        window: Tokens of a prompt solved at once, ≥ 1.
+        window: Tokens of a prompt solved at once, ≥ 1; `None` suits the device.
 
     Returns:
         The answers: prompt i's sample j at i · samples + j.
 
     Raises:
-        ValueError: For a setting, prompt or token out of range.
+        ValueError: For a setting, prompt or token out of range; a tokenizer of more ids than the
+            model knows; one prompt instead of a list of them.
     """
     tokenizer, sampling = tokenizer or Ids(), sampling or Sampling()
+    check_vocabulary(tokenizer, model.vocab_size)
+    if isinstance(prompts, str) or any(isinstance(prompt, int) for prompt in prompts):
+        raise ValueError(f"prompts: expected a list of prompts, got one; write [{prompts!r}]")
     if samples < 1:
         raise ValueError(f"samples: expected an integer >= 1, got {samples}")
     requests = [
         Request(
-            prompt=tuple(tokenizer.encode(prompt) if isinstance(prompt, str) else prompt),
+            prompt=_ids_of(prompt, tokenizer),
             max_tokens=max_tokens,
             sampling=replace(sampling, seed=sampling.seed + sample),
             stop_tokens=tokenizer.stop_tokens if stop_tokens is None else tuple(stop_tokens),
@@ -148,3 +152,9 @@ def gather(count: int, pieces: Iterable[Piece]) -> list[Generation]:
         Generation("".join(text), tuple(each), reason)
         for text, each, reason in zip(texts, tokens, reasons, strict=True)
     ]
+
+
+def _ids_of(prompt: str | Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        return encode_prompt(tokenizer, prompt)
+    return tuple(prompt) or tokenizer.begin_tokens

@@ -27,6 +27,10 @@ Start = Literal["zero", "previous"]
 # and hardly a far answer on a language model; 0.1 missed some, 0.5 took many (LOG.md).
 NEAR = 0.3
 
+# A token whose residual is at most so many tolerances may settle in the next sweep. One that does
+# from further away takes a sweep more; one that does not was written in vain.
+SOON = 4.0
+
 
 class Reading(NamedTuple):
     """What the host knows after some sweeps, row by row."""
@@ -180,11 +184,13 @@ class Slots:
         """Do it; return the states after the tokens, at the points last measured, and a table."""
         views = self.inject_R1E, self.limits, self.state, self.progress, self._image_R1D
         u_W1E, limits, state, progress, image_W1D = tree.map_(lambda leaf: leaf[:width], views)
-        p, traced = progress, []
-        for _ in range(self.check_every):
+        p, traced, wanted_W1 = progress, [], None
+        for left in reversed(range(self.check_every)):
             status_W1, z_W1D = p.status.clone(), p.z.clone()
+            if left == 0 and self.evaluation.can_leave_rows:
+                wanted_W1 = self._may_settle(p, limits)
             p, fz_W1D, after = sweep(
-                lambda z_W1D: self.evaluation(z_W1D, u_W1E, state),
+                partial(self._evaluate, u_W1E, state, wanted_W1, peeks=left > 0),
                 p._replace(z=z_W1D),
                 self.evaluation.solve,
                 chain=False,
@@ -196,11 +202,30 @@ class Slots:
             traced.append(p.residual.clone())
         # Who gave up in the last sweep was moved by it: the next one finds out where to.
         ready_W1 = (p.status == Status.CONVERGED) | (status_W1 != Status.OPEN)
+        if wanted_W1 is not None:
+            # Who settled by surprise is evaluated once more, where it is.
+            ready_W1 &= wanted_W1
         told = ready_W1, p.steps, p.status, *traced
         image_W1D.copy_(fz_W1D)
         tree.map_(lambda into, new: into.copy_(new) if into is not new else into, progress, p)
         # One table, so that the host asks once.
         return after, torch.cat([one.float() for one in told], dim=1).T.contiguous()
+
+    def _evaluate(
+        self, u_W1E: Tensor, state: State, wanted_W1: Tensor | None, z_W1D: Tensor, *, peeks: bool
+    ) -> tuple[Tensor, State]:
+        """Evaluate F; have the state after the tokens, if at all, where it may be kept."""
+        if peeks:
+            return self.evaluation.peek(z_W1D, u_W1E, state), None
+        if wanted_W1 is None:
+            return self.evaluation(z_W1D, u_W1E, state)
+        return self.evaluation.some(z_W1D, u_W1E, state, wanted_W1[:, 0])
+
+    def _may_settle(self, p: Progress, limits: Limits) -> Tensor:
+        """Return which tokens have settled, or may in the sweep to come."""
+        may_W1 = (p.status != Status.OPEN) | (p.residual <= SOON * limits.tolerance)
+        # Where a first evaluation finds the last answer good enough, nothing told so before.
+        return may_W1 | (p.steps == 0) if self.start == "previous" else may_W1
 
     def _back_to_zero(self, p: Progress, measured_W1D: Tensor) -> Progress:
         """Let rows that began at an answer which is not near begin again, one evaluation later."""

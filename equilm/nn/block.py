@@ -53,14 +53,14 @@ class Block(nn.Module):
         state: State,
         inject_BTE: Tensor | None,
         valid_B: Tensor | None,
-        advance: bool = True,
+        advance: bool | Tensor = True,
         starts_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, State]:
         """Add the last branch y to the stream r, run this block's branches.
 
         The last branch is left unadded, so that one pass over the stream adds it and takes the
         next norm. Returns the stream, the branch still to be added, and the next state, which
-        may be anything unless `advance`.
+        may be anything unless `advance`, or for rows where that is false.
         """
         whole = counted = None
         if isinstance(self.mlp, Experts) and state is not None:
@@ -140,6 +140,12 @@ class Stack(Mixer):
         """Return the outputs alone: where there are kernels for it, no state is written."""
         return self._run(x_BTD, state, inject_BTE, None, None, advance=False)[0]
 
+    def advance_some(
+        self, x_B1D: Tensor, state: State, inject_B1E: Tensor | None, wanted_B: Tensor
+    ) -> tuple[Tensor, State]:
+        """See `Mixer`."""
+        return self._run(x_B1D, state, inject_B1E, None, None, advance=wanted_B)
+
     def _run(
         self,
         x_BTD: Tensor,
@@ -148,7 +154,7 @@ class Stack(Mixer):
         valid_B: Tensor | None,
         starts_BT: Tensor | None,
         *,
-        advance: bool,
+        advance: bool | Tensor,
     ) -> tuple[Tensor, State]:
         r_BTD = x_BTD.float() if x_BTD.dtype.itemsize < 4 else x_BTD
         states = state if state is not None else (None,) * len(self.order)

@@ -55,6 +55,13 @@ class Gated(Mixer):
         r_BTD, u_BTE = self._entered(x_BTD, inject_BTE)
         return self.stack.peek(r_BTD, state, u_BTE)
 
+    def advance_some(
+        self, x_B1D: Tensor, state: State, inject_B1E: Tensor | None, wanted_B: Tensor
+    ) -> tuple[Tensor, State]:
+        """See `Mixer`."""
+        r_B1D, u_B1E = self._entered(x_B1D, inject_B1E)
+        return self.stack.advance_some(r_B1D, state, u_B1E, wanted_B)
+
     def flops_per_token(self, length: int) -> float:
         """The stack's, and the gate."""
         return self.stack.flops_per_token(length) + 2.0 * self.width

@@ -152,7 +152,7 @@ class Mamba2(Mixer):
         y_BTD: Tensor | None,
         state: Mamba2State | None,
         inject_BTE: Tensor | None,
-        advance: bool,
+        advance: bool | Tensor,
     ) -> tuple[Tensor, Tensor, State] | None:
         """See `Mixer`; on a GPU, while nothing is recorded or dropped."""
         if (

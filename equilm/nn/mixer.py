@@ -61,12 +61,13 @@ class Mixer(nn.Module, ABC):
         y_BTD: Tensor | None,
         state: State,
         inject_BTE: Tensor | None,
-        advance: bool,
+        advance: bool | Tensor,
     ) -> tuple[Tensor, Tensor, State] | None:
         """Do a whole layer for one token a row: r ← r + y, norm, this mixer.
 
         Returns the stream r, the branch y still to be added, and the next state, which may be
-        anything unless `advance`; `None` where there are no kernels for it, as by default.
+        anything unless `advance`, or for rows where that is false; `None` where there are no
+        kernels for it, as by default.
         """
         return None
 
@@ -81,6 +82,16 @@ class Mixer(nn.Module, ABC):
         """Return the outputs alone, for a call whose next state nobody wants."""
         y_BTD: Tensor = self(x_BTD, state, inject_BTE)[0]
         return y_BTD
+
+    def advance_some(
+        self, x_B1D: Tensor, state: State, inject_B1E: Tensor | None, wanted_B: Tensor
+    ) -> tuple[Tensor, State]:
+        """Return the outputs of one token a row, and a state that holds after it where wanted.
+
+        Of other rows it may be anything: where there are kernels for it, they are not written.
+        """
+        result: tuple[Tensor, State] = self(x_B1D, state, inject_B1E)
+        return result
 
     @abstractmethod
     def flops_per_token(self, length: int) -> float:

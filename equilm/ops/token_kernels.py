@@ -110,6 +110,7 @@ def read(
     out,
     window_out,
     state_out,
+    wanted,
     num_inner,
     num_channels,
     num_outputs,
@@ -122,11 +123,15 @@ def read(
     num_groups,
     HAS_INJECT: tl.constexpr,
     WRITE: tl.constexpr,
+    SOME: tl.constexpr,
     W: tl.constexpr,
     P: tl.constexpr,
     N: tl.constexpr,
 ):
-    """(S c + skip x) · SiLU(gate) with S = exp(dt a) S_before + dt x ⊗ b, for P of one head."""
+    """(S c + skip x) · SiLU(gate) with S = exp(dt a) S_before + dt x ⊗ b, for P of one head.
+
+    What comes after is stored if WRITE, and if SOME of the rows in `wanted` alone.
+    """
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     p, n = tl.program_id(2) * P + tl.arange(0, P), tl.arange(0, N)
     p_mask, n_mask = p < num_p, n < num_n
@@ -137,13 +142,17 @@ def read(
     group, at = head // heads_per_group, head * num_p + p
     gate_P = _raw(proj, inject, at, p_mask, HAS_INJECT)
     gate_P *= tl.sigmoid(gate_P)
-    always = p >= 0
+    stored_p, stored_n = num_p, num_n
+    if SOME:
+        kept = tl.load(wanted + row).to(tl.int32)
+        stored_p, stored_n = num_p * kept, num_n * kept
+    stores = p < stored_p
     x_P = _convolved(
         proj, inject, taps, taps_bias, window, window_out, at, p_mask,
-        num_inner, num_channels, always, HAS_INJECT, WRITE, W,
+        num_inner, num_channels, stores, HAS_INJECT, WRITE, W,
     )  # fmt: skip
     # Directions are shared by a group; its first program leaves their window.
-    first = n < tl.where(head % heads_per_group + tl.program_id(2) == 0, num_n, 0)
+    first = n < tl.where(head % heads_per_group + tl.program_id(2) == 0, stored_n, 0)
     at_b = num_inner + group * num_n + n
     b_N = _convolved(
         proj, inject, taps, taps_bias, window, window_out, at_b, n_mask,
@@ -161,6 +170,6 @@ def read(
     state_PN = tl.load(state + state_at, mask=mask, other=0.0).to(tl.float32)
     state_PN = state_PN * decay + (dt * x_P)[:, None] * b_N[None, :]
     if WRITE:
-        tl.store(state_out + state_at, state_PN, mask=mask)
+        tl.store(state_out + state_at, state_PN, mask=mask & stores[:, None])
     y_P = tl.sum(state_PN * c_N[None, :], 1) + tl.load(skip + head).to(tl.float32) * x_P
     tl.store(out + row * num_inner + at, (y_P * gate_P).to(out.dtype.element_ty), mask=p_mask)

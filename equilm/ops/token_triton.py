@@ -33,8 +33,8 @@ class Answer(NamedTuple):
 
     r_RD: Tensor  # float32
     y_RD: Tensor
-    window_RWC: Tensor | None  # float32
-    scan_RHPN: Tensor | None  # float32
+    window_RWC: Tensor | None  # float32; of rows not wanted anything
+    scan_RHPN: Tensor | None  # likewise
 
 
 def layer_token(
@@ -45,7 +45,7 @@ def layer_token(
     scan_RHPN: Tensor,
     inject_RE: Tensor | None,
     *,
-    advance: bool,
+    advance: bool | Tensor,
 ) -> Answer:
     """r ← r + y; y ← W_out RMSNorm(S c · SiLU(gate)) of W_in RMSNorm(r) + inject.
 
@@ -56,7 +56,8 @@ def layer_token(
         window_RWC: (R, W − 1, C) the convolution's inputs before.
         scan_RHPN: (R, H, P, N) the state before, float32 or bf16.
         inject_RE: (R, E) added behind the first projection, dense in E.
-        advance: Whether to return the state after the token; the one given is never changed.
+        advance: Whether to return the state after the token, or (R,) bool: of which rows; the one
+            given is never changed.
     """
     dtype = layer.in_ED.dtype
     if len(r_RD) == 1 and layer.groups == 1:
@@ -114,15 +115,17 @@ def _read(
     window_RWC: Tensor,
     scan_RHPN: Tensor,
     inject_RE: Tensor | None,
-    advance: bool,
+    advance: bool | Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """S c · SiLU(gate) in `dtype`, and the next window and state."""
     rows, device, inner = len(proj_RE), proj_RE.device, layer.inner
     heads, head_width, state_size = scan_RHPN.shape[1:]
     gated = torch.empty(rows, heads * head_width, dtype=dtype, device=device)
-    window = torch.empty(window_RWC.shape, device=device) if advance else None
-    state = torch.empty(scan_RHPN.shape, device=device) if advance else None
+    some = advance.view(torch.uint8) if isinstance(advance, Tensor) else None
+    writes = some is not None or advance is True
+    window = torch.empty(window_RWC.shape, device=device) if writes else None
+    state = torch.empty(scan_RHPN.shape, device=device) if writes else None
     part = min(16 if rows < 8 else 64, triton.next_power_of_2(head_width))
     kernels.read[(rows, heads, triton.cdiv(head_width, part))](
         proj_RE,
@@ -137,6 +140,7 @@ def _read(
         gated,
         gated if window is None else window,
         gated if state is None else state,
+        some,
         heads * head_width,
         len(inner.taps_CW),
         proj_RE.shape[1],
@@ -148,7 +152,8 @@ def _read(
         state_size,
         layer.groups,
         HAS_INJECT=inject_RE is not None,
-        WRITE=advance,
+        WRITE=writes,
+        SOME=some is not None,
         W=inner.taps_CW.shape[1],
         P=part,
         N=triton.next_power_of_2(state_size),

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from equilm import tree
+from equilm.decode import slots
 from equilm.decode.engine import Engine
 from equilm.decode.evaluation import Evaluation
 from equilm.decode.request import Request, Sampling
 from equilm.nn import graph
+from equilm.nn.block import Stack
 from equilm.nn.linear import Weight
 from tests.decode.plain import ids, plain, ragged, run
 from tests.nn.build import equilibrium_model, language_model
@@ -79,6 +81,38 @@ def test_replaying_is_calling(start: Any, recordings: list[Any]) -> None:
     first, second = (run(engine, [*ragged(4), *odd]) for engine in engines)
     assert first == second
     assert recordings
+
+
+@pytest.mark.parametrize("check_every", [1, 2])
+@pytest.mark.parametrize("start", ["zero", "previous"])
+def test_states_of_some_rows(
+    check_every: int, start: Any, recordings: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked, taken = build("mamba2", True), ragged(8), list[Tensor]()
+    settings: dict[str, Any] = {"slots": 4, "check_every": check_every, "start": start}
+    whole = Engine(model, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluation, "can_leave_rows", False)
+        told = run(whole, asked)
+
+    def leaves_others(self: Any, *given: Any) -> Any:
+        y_B1D, after = type(self).forward(self, *given[:3])
+        taken.append(given[3].clone())
+        for leaf in tree.leaves(after):
+            leaf[~given[3]] = torch.nan
+        return y_B1D, after
+
+    monkeypatch.setattr(Stack, "advance_some", leaves_others)
+    some = Engine(model, **settings)
+    assert run(some, asked) == told
+    share = torch.cat(taken).float().mean()
+    # Few tokens settled by surprise, and not all states were written.
+    assert some.counts.sweeps <= 1.1 * whole.counts.sweeps and share < 0.7
+    # Where all do, they take a sweep more.
+    monkeypatch.setattr(slots, "SOON", 0.0)
+    late = Engine(model, **settings)
+    assert run(late, asked) == told
+    assert late.counts.sweeps >= some.counts.sweeps
 
 
 @pytest.mark.parametrize("kind", ["mamba2", "attention"])

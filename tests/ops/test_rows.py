@@ -42,5 +42,5 @@ def test_kernel() -> None:
 
     made = pairs(DEVICE)
     before = [into.clone() for into, _ in made]
-    RowCopy(made)(torch.tensor([2, 0, 2], device=DEVICE))
+    RowCopy(made)(torch.tensor([2, 0, 0, 0], device=DEVICE))
     check(made, before)

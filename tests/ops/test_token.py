@@ -77,3 +77,26 @@ def test_layer(sizes: tuple[int, ...], bare: bool, advance: bool) -> None:
         else:
             torch.testing.assert_close(left.cpu(), right, rtol=1e-4, atol=1e-5)
     assert torch.equal(window, before[0]) and torch.equal(state, before[1])
+
+
+@pytest.mark.parametrize("sizes", SIZES[:2])
+def test_rows_not_wanted_are_left(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, (r, y, window, state, u) = draw(*sizes)
+    layer = layer._replace(
+        norm_D=layer.norm_D.to(DEVICE),
+        in_ED=layer.in_ED.to(DEVICE),
+        out_DI=layer.out_DI.to(DEVICE),
+        inner=Weights(*(part.to(DEVICE) for part in layer.inner)),
+    )
+    r, y, window, state, u = (part.to(DEVICE) for part in (r, y, window, state, u))
+    whole = layer_token(r, y, layer, window, state, u, advance=True)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(torch.nan))
+    for wanted in ([False] * len(r), [row != 1 for row in range(len(r))]):
+        wanted_R = torch.tensor(wanted, device=DEVICE)
+        got = layer_token(r, y, layer, window, state, u, advance=wanted_R)
+        assert torch.equal(got.r_RD, whole.r_RD) and torch.equal(got.y_RD, whole.y_RD)
+        for part, all_ in ((got.window_RWC, whole.window_RWC), (got.scan_RHPN, whole.scan_RHPN)):
+            assert part is not None and all_ is not None
+            assert torch.equal(part[wanted_R], all_[wanted_R])
+            assert part[~wanted_R].isnan().all()

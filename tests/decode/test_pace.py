@@ -1,0 +1,24 @@
+"""Sizes that suit a device, unless others are asked for."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from equilm.decode.pace import Pace, pace_of
+
+NOTHING: dict[str, Any] = {"window": None, "chunk": None, "check_every": None}
+
+
+def test_a_device_has_its_own() -> None:
+    assert pace_of(torch.device("cpu"), **NOTHING) == Pace(window=64, chunk=256, check_every=1)
+    cuda = pace_of(torch.device("cuda"), **NOTHING)
+    assert cuda == Pace(window=2048, chunk=2048, check_every=2)
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_is_asked_for_is_taken(name: str) -> None:
+    for device in ("cpu", "cuda"):
+        assert getattr(pace_of(torch.device(device), **NOTHING | {name: 7}), name) == 7
+    with pytest.raises(ValueError, match=f"{name}: expected an integer >= 1, got 0"):
+        pace_of(torch.device("cpu"), **NOTHING | {name: 0})

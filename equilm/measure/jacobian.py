@@ -26,7 +26,7 @@ from equilm.record import Record
 from equilm.solve import Anderson, Implicit, NotConverged, Solve, Status
 
 SHOWN = 48  # numbers of the state in a figure
-LARGEST = 20_000  # numbers of the state of a model that is drawn
+LARGEST = 4_096  # numbers of the state of a model that is drawn
 TIGHT = Solve(solver=Anderson(), tolerance=1e-12, max_steps=500, cycle=None)
 
 

@@ -85,7 +85,7 @@ class LinearAttention(KeyValue):
         """See `KeyValue`."""
         wide = torch.promote_types(q_BTHN.dtype, torch.float32)
         q_BTHN, k_BTHN = (F.elu(part_BTHN.to(wide)) + 1 for part_BTHN in (q_BTHN, k_BTHN))
-        kept_BTH1 = q_BTHN.new_zeros(*q_BTHN.shape[:2], 1, 1)
+        kept_BTH1 = q_BTHN.new_zeros(1, 1, 1, 1)
         k_BTHN, kept_BTH1 = masked(k_BTHN, kept_BTH1, valid_B, starts_BT)
         v_BTHP = F.pad(v_BTHP.to(wide), (0, 1), value=1.0)
         y_BTHP, memory_BHNP = linear_attention(q_BTHN, k_BTHN, v_BTHP, kept_BTH1, memory_BHNP)

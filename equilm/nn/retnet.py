@@ -96,8 +96,7 @@ class RetNet(KeyValue):
             self._turned(part_BTHN.to(wide), position_BT) for part_BTHN in (q_BTHN, k_BTHN)
         )
         power_H = -5 - torch.arange(self.heads, device=device, dtype=wide)
-        log_decay_11H1 = torch.log1p(-torch.exp2(power_H))[None, None, :, None]
-        log_decay_BTH1 = log_decay_11H1.expand(*q_BTHN.shape[:2], -1, -1)
+        log_decay_BTH1 = torch.log1p(-torch.exp2(power_H))[None, None, :, None]
         k_BTHN, log_decay_BTH1 = masked(k_BTHN, log_decay_BTH1, valid_B, starts_BT)
         y_BTHP, memory_BHNP = linear_attention(
             q_BTHN * self.keys**-0.5, k_BTHN, v_BTHP, log_decay_BTH1, memory_BHNP

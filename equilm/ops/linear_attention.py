@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from equilm.ops.scan import ssd
+
 CHUNK = 64  # tokens, a power of 2; between chunks the state is carried
 
 
@@ -36,6 +38,9 @@ def linear_attention(
     Source: Katharopoulos et al. 2020, arXiv 2006.16236; Yang et al. 2023, arXiv 2312.06635.
     """
     run = linear_attention_sequential if q_BTHN.shape[1] == 1 else linear_attention_chunked
+    one_a_head = log_decay_BTHX.numel() == log_decay_BTHX.shape[2]
+    if q_BTHN.is_cuda and q_BTHN.shape[1] > 1 and one_a_head:
+        run = linear_attention_by_scan
     # Autocast would compute the matrix products, and so the state, in half precision.
     with torch.autocast(q_BTHN.device.type, enabled=False):
         return run(q_BTHN, k_BTHN, v_BTHP, log_decay_BTHX, state_BHNP)
@@ -110,6 +115,31 @@ def linear_attention_chunked(
     before_BKHNP, state_BHNP = _carry(added_BKHNP, decay_BKHX1, state_BHNP)
     y_BKHLP = scores_BKHLL @ v_BKHLP + (q_BKHLN * since_BKHLX.exp()) @ before_BKHNP
     return y_BKHLP.transpose(2, 3).flatten(1, 2)[:, :tokens], state_BHNP
+
+
+def linear_attention_by_scan(
+    q_BTHN: Tensor,
+    k_BTHN: Tensor,
+    v_BTHP: Tensor,
+    log_decay_BTHX: Tensor,
+    state_BHNP: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`linear_attention` where a head has one decay for all tokens: Mamba2's scan with steps of 1.
+
+    It is here for the kernels of that scan.
+    """
+    q_BTHN, k_BTHN, v_BTHP = at_least_float32(q_BTHN, k_BTHN, v_BTHP)
+    heads = q_BTHN.shape[2]
+    y_BTHP, state_BHPN = ssd(
+        v_BTHP,
+        q_BTHN.new_ones(q_BTHN.shape[:3]),
+        log_decay_BTHX.to(q_BTHN.dtype).flatten().expand(heads).contiguous(),
+        k_BTHN,
+        q_BTHN,
+        q_BTHN.new_zeros(heads),
+        None if state_BHNP is None else state_BHNP.mT,
+    )
+    return y_BTHP, state_BHPN.mT
 
 
 def _scores(

@@ -9,6 +9,7 @@ from torch import Tensor
 from equilm.ops.linear_attention import (
     CHUNK,
     linear_attention,
+    linear_attention_by_scan,
     linear_attention_chunked,
     linear_attention_sequential,
     masked,
@@ -34,7 +35,8 @@ def outputs_and_gradients(run: Function, inputs: list[Tensor]) -> list[Tensor]:
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     outs = run(*leaves)
     generator = torch.Generator().manual_seed(1)
-    loss = sum((out * torch.randn(out.shape, generator=generator)).sum() for out in outs)
+    weights = [torch.randn(out.shape, generator=generator).to(out) for out in outs]
+    loss = sum((out * weight).sum() for out, weight in zip(outs, weights, strict=True))
     assert isinstance(loss, Tensor)
     return [*outs, *torch.autograd.grad(loss, leaves)]
 
@@ -70,8 +72,10 @@ def test_no_state_is_a_state_of_zeros_and_one_decay_serves_all(tokens: int) -> N
     got = linear_attention(q_BTHN, k_BTHN, v_BTHP, log_decay_111X)
     same_BTHX, zeros_BHNP = log_decay_111X.expand_as(log_decay_BTHX), torch.zeros_like(state_BHNP)
     want = linear_attention(q_BTHN, k_BTHN, v_BTHP, same_BTHX, zeros_BHNP)
-    for one, other in zip(got, want, strict=True):
+    by_scan = linear_attention_by_scan(q_BTHN, k_BTHN, v_BTHP, log_decay_111X, zeros_BHNP)
+    for one, other, third in zip(got, want, by_scan, strict=True):
         assert_close("scan", one, other)
+        assert_close("scan", third, other)
 
 
 @pytest.mark.parametrize("tokens", [3, 130])
@@ -103,3 +107,24 @@ def test_half_precision_comes_back_in_float32() -> None:
     for one, other in zip(got, want, strict=True):
         assert one.dtype == torch.float32
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.03])
+def test_the_kernels_of_the_scan_take_one_decay_for_all_heads(
+    decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton", reason="kernels need Triton")
+    from equilm.ops.scan_triton import ssd_triton
+
+    monkeypatch.setattr("equilm.ops.linear_attention.ssd", ssd_triton)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    log_decay_111X = torch.full((1, 1, 1, 1), decay, device=device)
+    inputs = [tensor.to(device) for tensor in make(70, 1, torch.float32)]
+    del inputs[3]
+
+    def run(function: Function) -> list[Tensor]:
+        return outputs_and_gradients(lambda *a: function(*a[:3], log_decay_111X, a[3]), inputs)
+
+    expected = run(linear_attention_sequential)
+    for one, other in zip(run(linear_attention_by_scan), expected, strict=True):
+        assert_close("scan", one, other)

@@ -42,8 +42,8 @@ def mixers_table(records: Iterable[Record]) -> Table | None:
         records: Those of `equilm reproduce mixers`; `part` tells the task.
 
     Returns:
-        The table, at the longest test length of each task; None without Records. Of several seeds
-        a cell has the median.
+        The table, at the longest test length of each task, or the longest that a model has; None
+        without Records. Of several seeds a cell has the median.
     """
     records = list(records)
     names = list(dict.fromkeys(r.model.removesuffix(IMPLICIT) for r in records if r.model))
@@ -82,9 +82,15 @@ def ablation_table(records: Iterable[Record]) -> Table | None:
 
 def _task_column(records: Sequence[Record], part: str, title: str, name: str) -> tuple[str, _Cells]:
     found = [r for r in records if r.part == part and r.name == name]
-    longest = max((r.length or 0 for r in found), default=0)
-    kept = [r for r in found if r.length == longest]
-    cells = _medians(kept, percent)
+    lengths: dict[str, int] = {}
+    for r in found:
+        lengths[r.model] = max(lengths.get(r.model, 0), r.length or 0)
+    longest = max(lengths.values(), default=0)
+    kept = [r for r in found if r.length == lengths[r.model]]
+    cells = {
+        model: cell if lengths[model] == longest else f"{cell} at {lengths[model]:,}"
+        for model, cell in _medians(kept, percent).items()
+    }
     for r in records:
         if r.name == "failed" and r.part.endswith(f"-{part}"):
             cells.setdefault(r.model, r.task.partition(":")[0])

@@ -68,7 +68,7 @@ def _configurations(*, quick: bool) -> Iterator[tuple[str, S6Config]]:
 
 
 def _run(name: str, mixer: S6Config, column: mixers.Column, *, quick: bool) -> Run:
-    tested = AtLengths(lengths=column.tests, batch_size=64 if quick else 256)
+    tested = AtLengths(lengths=column.tests)
     return Run(
         name=name,
         group=f"mamba-{column.part}",

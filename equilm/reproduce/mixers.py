@@ -18,7 +18,7 @@ from equilm.report.mixer_table import GROUP, IMPLICIT, mixers_table
 from equilm.reproduce import trackers
 from equilm.reproduce.figures import Part, Settings
 from equilm.reproduce.plan import Figure, Measurement, Run
-from equilm.reproduce.rows import Row, table_rows, width
+from equilm.reproduce.rows import Row, needs_all, table_rows, width
 from equilm.solve import Picard, Solve
 from equilm.tasks import (
     AssociativeRecallConfig,
@@ -36,6 +36,7 @@ from equilm.train.schedule import AdaptiveLengths, Curriculum, FixedLengths, Pha
 # A run may be impossible for a mixer, and the others go on.
 TOLERATED = (RuntimeError, ValueError, TypeError, AssertionError)
 SEEDS = (0, 1, 2)
+MOST_SEEN = 2**14  # tokens in the test of a mixer whose every token sees all before it
 SOLVED = EquilibriumConfig(solve=Solve(tolerance=0.01, solver=Picard(damping=0.8)))
 
 

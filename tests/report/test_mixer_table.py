@@ -13,6 +13,7 @@ RECORDS = [
     accuracy("s6", "recall", 1.0, length=24),
     accuracy("s6-implicit", "tracking", 1.0),
     accuracy("gru", "tracking", 0.25),
+    accuracy("gru-implicit", "tracking", 0.5, length=12),
     Record(name="failed", value=1.0, unit="1", model="gru", part="mixers-recall", task="Oh: no"),
     Record(name="state_bytes", value=4096.0, unit="bytes", model="s6", part="pace", length=64),
 ]
@@ -24,7 +25,7 @@ def test_explicit_and_implicit_side_by_side() -> None:
     assert table.header == ("mixer", "S3 48", "MQAR 48", "state after 64 tokens, bytes")
     assert table.rows == (
         ("s6", "— / 100.0%", "50.0% / —", "4,096 / —"),
-        ("gru", "25.0% / —", "Oh / —", "— / —"),
+        ("gru", "25.0% / 50.0% at 12", "Oh / —", "— / —"),
     )
 
 

@@ -140,7 +140,10 @@ def recipe(mixer: Row, column: Column, *, quick: bool, implicit: bool) -> Recipe
 
 
 def _run(name: str, mixer: Row, column: Column, *, quick: bool, implicit: bool) -> Run:
-    tested = AtLengths(lengths=column.tests, batch_size=64 if quick else 256, window=column.window)
+    tests = column.tests
+    if needs_all(mixer):
+        tests = tuple(length for length in tests if length <= MOST_SEEN)
+    tested = AtLengths(lengths=tests, batch_size=64, window=column.window)
     measures: list[Measurement] = [Part(part=column.part, measure=tested)]
     if column.part == "recall":
         pace = Pace(batch_size=4, length=64, slots=4) if quick else Pace()

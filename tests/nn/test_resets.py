@@ -30,7 +30,7 @@ def losses_and_gradients(
     return total, list(gradients)
 
 
-@pytest.mark.parametrize("kind", ["mamba2", "attention"])
+@pytest.mark.parametrize("kind", ["mamba2", "attention", "retnet", "deltanet", "rwkv6"])
 @pytest.mark.parametrize("implicit", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_packed_documents_have_the_loss_and_gradient_of_separate_ones(
@@ -54,7 +54,7 @@ def test_packed_documents_have_the_loss_and_gradient_of_separate_ones(
         assert_close("gradient" if not implicit else "equilibrium", one, other)
     # The comparison can fail: without resets the documents do see each other.
     through, _ = losses_and_gradients(model, [(tokens_BT, targets_BT)])
-    assert (through - want).abs() > 1e-3 * want.abs()
+    assert (through - want).abs() > 1e-4 * want.abs()
 
 
 def test_a_mixer_that_knows_no_resets_is_named() -> None:

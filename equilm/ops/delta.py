@@ -93,7 +93,7 @@ def delta_rule_chunked(
     u_i + β_i Σ_{j<i} a_{ij} (k_i · k_j) u_j = β_i (v_i − a_{i0} S_0ᵀ k_i).
     """
     q_BTHN, k_BTJHN, v_BTJHP, beta_BTJH = at_least_float32(q_BTHN, k_BTJHN, v_BTJHP, beta_BTJH)
-    (tokens, heads), steps, size = q_BTHN.shape[1:3], k_BTJHN.shape[2], v_BTJHP.shape[4]
+    (tokens, heads), steps = q_BTHN.shape[1:3], k_BTJHN.shape[2]
     length = min(max(chunk // steps, 1), tokens)  # tokens of a chunk
     q_BKHTN = chunks(q_BTHN, length)
     # From here L counts steps: J a token, of which the first brings the token's decay.
@@ -107,12 +107,7 @@ def delta_rule_chunked(
     since_BKHT1 = log_decay_BKHT1.cumsum(-2).exp()
     since_BKHL1 = since_BKHT1.repeat_interleave(steps, -2)
 
-    factor_BKHLL = beta_BKHL1 * (k_BKHLN @ k_BKHLN.mT) * decay_BKHLL
-    right_BKHLX = beta_BKHL1 * torch.cat([v_BKHLP, since_BKHL1 * k_BKHLN], dim=-1)
-    solved_BKHLX = torch.linalg.solve_triangular(
-        factor_BKHLL, right_BKHLX, upper=False, unitriangular=True
-    )
-    added_BKHLP, removed_BKHLN = solved_BKHLX.split([size, k_BKHLN.shape[-1]], dim=-1)
+    added_BKHLP, removed_BKHLN = _corrected(k_BKHLN, v_BKHLP, beta_BKHL1, decay_BKHLL, since_BKHL1)
     late_BKHNL = (k_BKHLN * decay_BKHLL[..., -1, :, None]).mT
     kept_BKHNN = torch.diag_embed(since_BKHT1[..., -1, :].expand(k_BKHLN[..., 0, :].shape))
     before_BKHNP, state_BHNP = _carry(
@@ -122,6 +117,19 @@ def delta_rule_chunked(
     scores_BKHTL = (q_BKHTN @ k_BKHLN.mT) * decay_BKHLL[..., steps - 1 :: steps, :]
     y_BKHTP = scores_BKHTL @ u_BKHLP + (q_BKHTN * since_BKHT1) @ before_BKHNP
     return y_BKHTP.transpose(2, 3).flatten(1, 2)[:, :tokens], state_BHNP
+
+
+def _corrected(
+    k_BKHLN: Tensor, v_BKHLP: Tensor, beta_BKHL1: Tensor, decay_BKHLL: Tensor, since_BKHL1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The rows u_i without a state before the chunk, and what of that state they subtract."""
+    factor_BKHLL = beta_BKHL1 * (k_BKHLN @ k_BKHLN.mT) * decay_BKHLL
+    right_BKHLX = beta_BKHL1 * torch.cat([v_BKHLP, since_BKHL1 * k_BKHLN], dim=-1)
+    solved_BKHLX = torch.linalg.solve_triangular(
+        factor_BKHLL, right_BKHLX, upper=False, unitriangular=True
+    )
+    u_BKHLP, removed_BKHLN = solved_BKHLX.split([v_BKHLP.shape[-1], k_BKHLN.shape[-1]], dim=-1)
+    return u_BKHLP, removed_BKHLN
 
 
 def _decays(log_decay_BKHL: Tensor) -> Tensor:

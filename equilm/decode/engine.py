@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from equilm.decode.counts import Counts as Counts
-from equilm.decode.evaluation import Evaluation
+from equilm.decode.evaluation import Evaluation, Weights
 from equilm.decode.job import Job, choose, simple_draws, tell
 from equilm.decode.pace import pace_of
 from equilm.decode.prompts import Prompts
@@ -46,6 +46,7 @@ class Engine:
             unless one evaluation finds it far. The answer is the same to the tolerance.
         check_every: Sweeps between two looks at what has settled, ≥ 1.
         precision: The type of products; "bf16" casts the weights once, as in training.
+        weights: Mamba2's projections rounded to "fp8", a scale for each output, or as they are.
         prefix_cache: States kept for prompts that begin alike, ≥ 0. Where one is used the answer
             is the same to the tolerance.
 
@@ -67,6 +68,7 @@ class Engine:
         start: Start = "zero",
         check_every: int | None = None,
         precision: Literal["float32", "bf16"] = "float32",
+        weights: Weights = "own",
         prefix_cache: int = 0,
     ) -> None:
         for name, value, least in (("capacity", capacity, 1), ("short", short, 0)):
@@ -80,7 +82,7 @@ class Engine:
         pace = pace_of(device, window=window, chunk=chunk, check_every=check_every)
         self.model, self.precision = model, precision
         self.scheduler = Scheduler(slots=slots, policy=policy, sweeps_between=sweeps_between)
-        self.evaluation = Evaluation(model)
+        self.evaluation = Evaluation(model, weights=weights)
         with torch.no_grad(), self._computing():
             room = {"rows": slots, "capacity": capacity, "check_every": pace.check_every}
             self.slots = Slots(self.evaluation, start=start, **room)

@@ -7,7 +7,7 @@ one evaluation whatever the tolerance, so that nothing else has to tell the two 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +15,16 @@ from torch import Tensor
 from equilm.decode.windows import Windows
 from equilm.nn.attention import AttentionConfig
 from equilm.nn.equilibrium import Equilibrium
-from equilm.nn.linear import Prepared, VariationalDropout, prepared
-from equilm.nn.mamba2 import Mamba2Config
+from equilm.nn.linear import Linear, Prepared, VariationalDropout, prepared
+from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixer import State
 from equilm.nn.model import LanguageModel, head_product, whole_tiles
+from equilm.ops.fp8 import Scaled, by_rows, widened
 from equilm.solve.iterate import Solve
 from equilm.solve.picard import Picard
 from equilm.solve.window import slide
+
+Weights = Literal["own", "fp8"]
 
 
 class Prefilled(NamedTuple):
@@ -39,15 +42,25 @@ class Evaluation:
 
     Args:
         model: In evaluation mode; its step rule and cycle rule are used, its limits are not.
+        weights: Whether Mamba2's projections are rounded to 8 bits, which are what is read where
+            one row is evaluated on a GPU.
 
     Raises:
-        ValueError: If the model would drop something out.
+        ValueError: If the model would drop something out, or has no such projections.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, *, weights: Weights = "own") -> None:
         for part in model.modules():
             if isinstance(part, VariationalDropout) and part.training and part.rate:
                 raise ValueError("model: expected evaluation mode, call model.eval()")
+        if weights not in ("own", "fp8"):
+            raise ValueError(f"weights: expected 'own' or 'fp8', got {weights!r}")
+        self._narrow: dict[Linear, Scaled | None] = {}
+        if weights == "fp8":
+            mixers = [part for part in model.modules() if isinstance(part, Mamba2)]
+            self._narrow = {one: None for part in mixers for one in (part.in_proj, part.out_proj)}
+            if not mixers:
+                raise ValueError("weights: expected 'own' for a model without Mamba2, got 'fp8'")
         self.model = model
         self.equilibrium = model.core if isinstance(model.core, Equilibrium) else None
         own = self.equilibrium.solve if self.equilibrium else Solve(cycle=None)
@@ -83,13 +96,16 @@ class Evaluation:
 
         Where recordings hold them, the next block finds them where they were, unless `is_stale`.
         """
-        model, kept = self.model, self._kept if self.can_be_recorded else {}
+        keeps = self.can_be_recorded or self._narrow
+        model, kept = self.model, self._kept if keeps else {}
         if self.is_stale():
             self._windows.forget()
             kept.clear()
+            self._narrow = dict.fromkeys(self._narrow)
             self._head_VD = None
         self._known = _versions(model)
         with prepared(model, kept):
+            self._round(kept)
             if self._head_VD is None:
                 self._head_VD = self._head()
             try:
@@ -97,6 +113,14 @@ class Evaluation:
             finally:
                 if not self.can_be_recorded:
                     self._head_VD = None
+
+    @torch.no_grad()
+    def _round(self, kept: dict[Prepared, Tensor]) -> None:
+        for part, narrowed in self._narrow.items():
+            if narrowed is None:
+                narrowed = self._narrow[part] = by_rows(part.effective())
+                kept[part] = widened(narrowed, part.effective().dtype)
+            part.narrow(narrowed, kept[part])
 
     def is_stale(self) -> bool:
         """Whether a parameter has changed or moved since the weights were last held."""

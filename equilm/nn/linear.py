@@ -185,6 +185,18 @@ class Linear(Weight):
         self.inputs, self.outputs, self.after_norm = inputs, outputs, after_norm
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
         self._low: Scaled | None = None
+        # The folded weight in 8 bits by rows, from whoever rounded it to that (`narrow`).
+        self.narrowed: Scaled | None = None
+
+    def narrow(self, narrowed: Scaled, widened: Tensor) -> None:
+        """Take a rounded weight, and what it is in full, for the folded one; inside `prepared`."""
+        self.make_do(widened)
+        self.narrowed = narrowed
+
+    def release(self) -> None:
+        """Forget what was folded and rounded."""
+        super().release()
+        self.narrowed = None
 
     def lower(self) -> None:
         """Quantise."""

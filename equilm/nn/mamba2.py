@@ -174,6 +174,8 @@ class Mamba2(Mixer):
                 norm_D=norm.weight,
                 in_ED=self.in_proj.effective(),
                 out_DI=self.out_proj.effective(),
+                narrow_in=self.in_proj.narrowed,
+                narrow_out=self.out_proj.narrowed,
                 inner=self._weights(),
                 groups=self.config.groups,
                 eps=norm.eps,

@@ -20,7 +20,7 @@ class Scaled(NamedTuple):
     """A tensor in e4m3 and what it has to be multiplied with."""
 
     data: Tensor  # (..., D) float8_e4m3fn
-    scale: Tensor  # () float32, > 0
+    scale: Tensor  # () float32, > 0; (E,) of a weight by rows
 
 
 def supported(device: torch.device) -> bool:
@@ -49,6 +49,23 @@ def quantise(weight_ED: Tensor) -> Scaled:
         raise ValueError(f"precision: fp8 expects widths in multiples of {TILE}, got {inputs}")
     scale = _scale(weight_ED.abs().amax())
     return Scaled(to_e4m3(F.pad(weight_ED, (0, 0, 0, -outputs % TILE)), scale), scale)
+
+
+def by_rows(weight_ED: Tensor) -> Scaled:
+    """Return a weight with a scale for each output, the least power of two with which it fits.
+
+    What it stands for is exact in bf16 as well, so that whoever reads either reads the same.
+    """
+    largest_E = weight_ED.detach().float().abs().amax(1)
+    _, exponent_E = torch.frexp(largest_E / LARGEST)
+    # From its bits, since a device's power of two may be off by a last digit.
+    scale_E = ((exponent_E.clamp(min=-126) + 127) << 23).view(torch.float32)
+    return Scaled(to_e4m3(weight_ED.detach(), scale_E[:, None]), scale_E)
+
+
+def widened(weight: Scaled, dtype: torch.dtype) -> Tensor:
+    """Return what `by_rows` made of a weight, in another type."""
+    return (weight.data.float() * weight.scale[:, None]).to(dtype)
 
 
 def linear(x: Scaled, weight: Scaled, outputs: int, dtype: torch.dtype) -> Tensor:

@@ -10,19 +10,21 @@ def project(
     y,
     norm,
     weight,
+    scale,
     total,
     out,
     num_inputs,
     num_outputs,
     eps,
     HAS_Y: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
 ):
     """W RMSNorm(x + y) of one row, and x + y.
 
     A program owns O outputs and reads their weights once; the factor of the norm is applied behind
-    the product.
+    the product, and so are the scales of weights in 8 bits.
     """
     o = tl.program_id(0) * O + tl.arange(0, O)
     o_mask = o < num_outputs
@@ -45,6 +47,8 @@ def project(
         x_K *= tl.load(norm + k, mask=k_mask, other=0.0).to(tl.float32)
         sum_O += tl.sum(w_OK.to(tl.float32) * x_K[None, :], 1)
     sum_O *= tl.rsqrt(square / num_inputs + eps)
+    if HAS_SCALE:
+        sum_O *= tl.load(scale + o, mask=o_mask, other=0.0)
     tl.store(out + o, sum_O.to(out.dtype.element_ty), mask=o_mask)
 
 

@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from equilm.ops import token_kernels as kernels
+from equilm.ops.fp8 import Scaled
 from equilm.ops.gated_scan import Weights
 from equilm.ops.norm_triton import AddNorm, group_norm
 
@@ -26,6 +27,8 @@ class Layer(NamedTuple):
     groups: int
     eps: float  # of the norm before the layer
     inner_eps: float
+    narrow_in: Scaled | None = None  # the projections in 8 bits by rows, read where one row is
+    narrow_out: Scaled | None = None
 
 
 class Answer(NamedTuple):
@@ -61,11 +64,13 @@ def layer_token(
     """
     dtype = layer.in_ED.dtype
     if len(r_RD) == 1 and layer.groups == 1:
-        r_RD, proj_RE = _project(r_RD, y_RD, layer.norm_D, layer.in_ED, layer.eps)
+        r_RD, proj_RE = _project(r_RD, y_RD, layer.norm_D, layer.in_ED, layer.narrow_in, layer.eps)
         gated_RI, window, state = _read(
             proj_RE, layer, window_RWC, scan_RHPN, inject_RE, advance, torch.float32
         )
-        _, y_RD = _project(gated_RI, None, layer.inner.norm_I, layer.out_DI, layer.inner_eps)
+        _, y_RD = _project(
+            gated_RI, None, layer.inner.norm_I, layer.out_DI, layer.narrow_out, layer.inner_eps
+        )
         return Answer(r_RD, y_RD, window, state)
     r_RD, a_RD = AddNorm.apply(r_RD, y_RD, layer.norm_D, layer.eps, dtype, None)
     proj_RE = F.linear(a_RD, layer.in_ED)
@@ -84,7 +89,12 @@ def layer_token(
 
 
 def _project(
-    x_1K: Tensor, y_1K: Tensor | None, norm_K: Tensor, weight_OK: Tensor, eps: float
+    x_1K: Tensor,
+    y_1K: Tensor | None,
+    norm_K: Tensor,
+    weight_OK: Tensor,
+    narrow: Scaled | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """x + y, and W RMSNorm(x + y) in float32."""
     outputs, inputs = weight_OK.shape
@@ -96,13 +106,15 @@ def _project(
         x_1K,
         y_1K,
         norm_K,
-        weight_OK,
+        weight_OK if narrow is None else narrow.data,
+        None if narrow is None else narrow.scale,
         total,
         out,
         inputs,
         outputs,
         eps,
         HAS_Y=y_1K is not None,
+        HAS_SCALE=narrow is not None,
         O=owned,
         K=min(2048, triton.next_power_of_2(inputs)),
     )

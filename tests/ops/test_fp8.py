@@ -1,4 +1,4 @@
-"""Products in 8 bits: what they lose, and that their scales are safe."""
+"""Products and weights in 8 bits: what they lose, and that their scales are safe."""
 
 import pytest
 import torch
@@ -62,3 +62,17 @@ def test_linear_on_a_gpu(rows: int, inputs: int, outputs: int) -> None:
         torch.bfloat16,
     )
     assert (got.float().cpu() - expected).norm() / expected.norm() < 5e-3
+
+
+def test_rounding_by_rows() -> None:
+    weight_ED = torch.randn(7, 33) * torch.logspace(-12, 12, 7)[:, None]
+    weight_ED[3] = 0
+    narrow = fp8.by_rows(weight_ED)
+    back_ED = fp8.widened(narrow, torch.float32)
+    bound_ED = 2**-4 * weight_ED.abs() + 1e-3 * narrow.scale[:, None]
+    assert ((back_ED - weight_ED).abs() <= bound_ED).all()
+    # As near to the largest as a power of two comes, and the same in bf16.
+    assert (narrow.data.float().abs().amax(1)[[0, 1, 2, 4, 5, 6]] >= 224).all()
+    assert torch.equal(torch.frexp(narrow.scale)[0], torch.full((7,), 0.5))
+    assert torch.equal(fp8.widened(narrow, torch.bfloat16).float(), back_ED)
+    assert torch.equal(fp8.widened(fp8.by_rows(back_ED), torch.float32), back_ED)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from equilm.ops.fp8 import Scaled, by_rows, widened
 from equilm.ops.gated_scan import Weights, gated_scan
 from equilm.ops.norm import add_rms_norm
 
@@ -100,3 +101,24 @@ def test_rows_not_wanted_are_left(sizes: tuple[int, ...], monkeypatch: pytest.Mo
             assert part is not None and all_ is not None
             assert torch.equal(part[wanted_R], all_[wanted_R])
             assert part[~wanted_R].isnan().all()
+
+
+def test_weights_in_8_bits() -> None:
+    layer, (r, y, window, state, u) = draw(*SIZES[0])
+    into, out = by_rows(layer.in_ED), by_rows(layer.out_DI)
+    rounded = layer._replace(in_ED=widened(into, r.dtype), out_DI=widened(out, r.dtype))
+    expected = twin(rounded, r, y, window, state, u)
+    nothing = torch.full_like(layer.in_ED, torch.nan)
+    there = layer._replace(
+        norm_D=layer.norm_D.to(DEVICE),
+        in_ED=nothing.to(DEVICE),
+        out_DI=torch.full_like(layer.out_DI, torch.nan).to(DEVICE),
+        inner=Weights(*(part.to(DEVICE) for part in layer.inner)),
+        narrow_in=Scaled(*(part.to(DEVICE) for part in into)),
+        narrow_out=Scaled(*(part.to(DEVICE) for part in out)),
+    )
+    r, y, window, state, u = (part.to(DEVICE) for part in (r, y, window, state, u))
+    got = layer_token(r, y, there, window, state, u, advance=True)
+    for left, right in zip(got, expected, strict=True):
+        assert left is not None
+        torch.testing.assert_close(left.cpu(), right, rtol=1e-4, atol=1e-5)

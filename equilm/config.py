@@ -239,7 +239,8 @@ def _read(path: Path) -> Any:
         return parsers[path.suffix](path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         siblings = [sibling.name for sibling in path.parent.glob("*" + path.suffix)]
-        raise ConfigError(f"{path}: no such file; {suggest(path.name, siblings)}") from None
+        hint = f"; {suggest(path.name, siblings)}" if siblings else ""
+        raise ConfigError(f"{path}: no such file{hint}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -4,13 +4,15 @@ Only reads arguments, calls one function of the package a command, and prints. A
 one line and exit code 2, a run that failed is exit code 1. Read `terminal.py` next.
 """
 
+import re
 import sys
 from collections.abc import Callable, Collection
+from inspect import cleandoc
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from equilm.cli.data import DATA_COMMANDS, prepare
+from equilm.cli.data import DATA_COMMANDS, data_help
 from equilm.cli.decoding import generate, traffic
 from equilm.cli.figures import reproduce
 from equilm.cli.models import check, convert
@@ -35,7 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
     "plan": plan,
     # A second word follows, which `main` looks up in a table of its own.
-    "data": prepare,
+    "data": data_help,
 }
 
 
@@ -48,6 +50,8 @@ def main() -> None:
             words, commands, prog = words[1:], DATA_COMMANDS, "equilm data"
             about = "Text as tokens on disk: prepared once, read by step number ever after."
         _check_command(words[:1], commands)
+        for command in commands.values():
+            command.__doc__ = _flowing(command.__doc__ or "")
         tyro.extras.subcommand_cli_from_dict(
             commands, prog=prog, description=about, args=words, config=(FlagCreatePairsOff,)
         )
@@ -68,3 +72,8 @@ def _check_command(given: list[str], commands: Collection[str]) -> None:
     for word in given:
         if word not in commands and not word.startswith("-"):
             raise ValueError(f"{word}: unknown command; {suggest(word, commands)}")
+
+
+def _flowing(text: str) -> str:
+    """A docstring whose arguments are told in one line each, for the parser keeps their breaks."""
+    return re.sub(r"\n {8,}(?=\S)", " ", cleandoc(text))

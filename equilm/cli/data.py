@@ -71,6 +71,9 @@ def prepare(
         complain(f"interrupted; the same command goes on, what is finished is in {out}")
         raise SystemExit(130) from None
     _summarise(out, last, time.perf_counter() - began)
+    for split, share in (("valid", valid_share), ("test", test_share)):
+        if share and split not in data.open_folder(out).splits:
+            say(f"{split}: no documents, with {split}_share at {share:g}")
 
 
 def tokenizer(
@@ -113,6 +116,10 @@ def check(folder: Annotated[Path, Positional, argument("FOLDER")], /) -> None:
     opened.check()
     shards = sum(len(split["shards"]) for split in opened.splits.values())
     say(f"{folder}: {shards} shards are as they were written")
+
+
+def data_help() -> None:
+    """Prepare text, learn a tokenizer, check shards: see `equilm data --help`."""
 
 
 DATA_COMMANDS: dict[str, Callable[..., None]] = {

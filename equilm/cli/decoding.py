@@ -42,7 +42,8 @@ def generate(
 
     Args:
         checkpoint: A run, a checkpoint, or any folder that `convert` reads.
-        prompt: A text to go on from.
+        prompt: A text to go on from. Without one and without tokens: the tokenizer's begin or end
+            token, if it has one.
         tokens: Token ids to go on from, instead of a text.
         tokenizer: A folder, "bytes", or "ids", where the text of a token is its number. If left
             out: the checkpoint's own, or "ids" if it has none.
@@ -57,15 +58,18 @@ def generate(
     """
     from equilm.decode.generate import stream
     from equilm.decode.request import Request
-    from equilm.decode.text import tokenizer_of
+    from equilm.decode.text import check_vocabulary, encode_prompt, tokenizer_of
 
-    if bool(prompt) == bool(tokens):
-        raise ValueError(f"prompt: expected a prompt or tokens, got {'both' if prompt else 'none'}")
+    if prompt and tokens:
+        raise ValueError("prompt: expected a prompt or tokens, got both")
     if samples < 1:
         raise ValueError(f"samples: expected an integer >= 1, got {samples}")
     words = tokenizer_of(tokenizer, checkpoint)
+    begin = tokens or encode_prompt(words, prompt)
+    if not begin:
+        raise ValueError("prompt: expected a prompt or tokens, got none")
     request = Request(
-        prompt=tokens or tuple(words.encode(prompt)),
+        prompt=begin,
         max_tokens=max_tokens,
         stop_tokens=words.stop_tokens,
         tolerance=tolerance,
@@ -74,6 +78,7 @@ def generate(
     seeded = (replace(sampling, seed=sampling.seed + sample) for sample in range(samples))
     requests = [replace(request, sampling=each) for each in seeded]
     engine = _engine(checkpoint, requests, precision)
+    check_vocabulary(words, engine.model.vocab_size)
     pieces = stream(engine, requests, tokenizer=words, stop=stop)
     taken = _print_in_order(pieces, samples, coloured=show_steps)
     _print_effort(taken, words, listed=show_steps)
@@ -170,15 +175,18 @@ def _print_in_order(
 
 
 def _print_effort(taken: list[list["Token"]], words: "Tokenizer", *, listed: bool) -> None:
+    from equilm.decode.text import Ids
     from equilm.report.tables import Table
 
     if listed:
-        rows = [
+        header: tuple[str, ...] = ("token", "id", "evaluations", "status")
+        rows: list[tuple[str, ...]] = [
             (repr(words.decode([token.id])), str(token.id), str(token.steps), token.status)
             for tokens in taken
             for token in tokens
         ]
-        header = ("token", "id", "evaluations", "status")
+        if isinstance(words, Ids):  # whose text is the id
+            header, rows = header[1:], [row[1:] for row in rows]
         console.print(Table("What each token took", header, tuple(rows)).terminal())
     every = [token for tokens in taken for token in tokens]
     mean = sum(token.steps for token in every) / max(len(every), 1)

@@ -30,7 +30,7 @@ def check(
         fp8: Instead compare sweeps in 8 bits with sweeps in full, on the task of a run.
     """
     from equilm.hf.convert import load
-    from equilm.measure.check import as_table, check_model
+    from equilm.measure.check import as_table, check_model, check_sizes
 
     if fp8:
         from equilm.train.runs import compare_run
@@ -38,8 +38,10 @@ def check(
         table = compare_run(checkpoint, length=length, batch_size=batch_size, seed=seed)
         console.print(table.terminal())
         return
+    check_sizes(length=length, batch_size=batch_size)
+    model = load(checkpoint)
     with waiting(f"checking {checkpoint}: a minute or more where it converges slowly"):
-        findings = check_model(load(checkpoint), length=length, batch_size=batch_size, seed=seed)
+        findings = check_model(model, length=length, batch_size=batch_size, seed=seed)
     console.print(as_table(findings).terminal())
     if any(finding.ok is False for finding in findings):
         sys.exit(1)

@@ -1,6 +1,7 @@
 """Commands about runs: train, evaluate, report. Read `models.py` next."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from equilm.cli.terminal import argument, complain, console, say, waiting
 if TYPE_CHECKING:
     from equilm.record import Record
     from equilm.report.tables import Table
+    from equilm.train.trainer import Trainer
 
 
 def train(
@@ -35,8 +37,6 @@ def train(
     """
     from equilm import config
     from equilm.nn.model import parameter_count
-    from equilm.train import parallel
-    from equilm.train.progress import show
     from equilm.train.recipe import Recipe
     from equilm.train.trainer import Trainer
 
@@ -50,12 +50,7 @@ def train(
     where = trainer.device.type + (f" × {ranks.size}" if ranks.size > 1 else "")
     console.quiet = not ranks.is_first
     say(f"{out}: {size:,} parameters on {where}, steps {step} to {settings.steps}")
-    try:
-        show(trainer.run(), name=out.resolve().name, num_steps=settings.steps, console=console)
-        parallel.leave()
-    except KeyboardInterrupt:
-        complain(f"interrupted; go on with: equilm train --resume --out {out}")
-        sys.exit(130)
+    _run_through(trainer, out)
 
 
 def evaluate(
@@ -88,7 +83,7 @@ def evaluate(
         batch_size: Sequences.
         seed: Of the sequences.
         tolerance: A token is solved when one more evaluation changes it by this share.
-        max_steps: Evaluations a token may take.
+        max_steps: Evaluations a token may take; all of them together in a window of 0.
         split: Of the task, or of the prepared folders among --text.
         precision: Compute type on a GPU; a CPU always computes in float32.
         text: Files or folders of text, as `equilm data prepare` reads them (.txt, .jsonl,
@@ -105,7 +100,7 @@ def evaluate(
     from equilm.measure.evaluate import EvaluationConfig
     from equilm.measure.language import evaluate_folder
     from equilm.measure.language_config import LanguageConfig
-    from equilm.train.runs import evaluate_run
+    from equilm.train.runs import evaluate_run, find_run
 
     if not runs:
         raise ValueError("runs: expected one folder or more, got none")
@@ -127,10 +122,13 @@ def evaluate(
         limit=limit,
         tokenizer=tokenizer,
     )
+    of_folders = bool(language.text or language.harness)
+    for run in () if of_folders else runs:
+        find_run(run)
     records = []
     for run in runs:
         with waiting(f"evaluating {run}"):
-            if language.text or language.harness:
+            if of_folders:
                 records += evaluate_folder(run, settings, language)
             else:
                 records += evaluate_run(run, settings)
@@ -153,10 +151,10 @@ def report(
         command: What to type to get the same numbers, for the page to say.
     """
     from equilm import record
-    from equilm.report import figures, page
+    from equilm.report import figures, page, select
 
     paths = sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("records.jsonl")])
-    records = record.read(paths)
+    records = select.implicit_first(record.read(paths))
     if not records:
         raise ValueError(f"{folder}: expected metrics.jsonl or records.jsonl below it, got neither")
     path = page.write_page(
@@ -167,6 +165,29 @@ def report(
     (folder / "report" / "tables.md").write_text("\n".join(written), encoding="utf-8")
     say(page.headline(records))
     say(str(path))
+
+
+def _run_through(trainer: "Trainer", out: Path) -> None:
+    """Train to the end, or to an interrupt: the first keeps the step, a second does not."""
+    from equilm.train import parallel
+    from equilm.train.interrupt import first_interrupt
+    from equilm.train.progress import show
+
+    def stop() -> None:
+        complain("interrupted; a checkpoint follows the step (Ctrl-C again: stop at once)")
+        trainer.stop()
+
+    num_steps, again = trainer.recipe.steps, f"go on with: equilm train --resume --out {out}"
+    try:
+        with first_interrupt(stop) if trainer.ranks.size == 1 else nullcontext():
+            show(trainer.run(), name=out.resolve().name, num_steps=num_steps, console=console)
+        parallel.leave()
+    except KeyboardInterrupt:
+        complain(f"interrupted; {again}")
+        sys.exit(130)
+    if trainer.position.step < num_steps:
+        complain(f"stopped after step {trainer.position.step}; {again}")
+        sys.exit(130)
 
 
 def _recipe_of(run: Path) -> Path:

@@ -46,12 +46,13 @@ def serve(
     """
     _check_extra()
     from equilm.decode.server.run import serve as run
-    from equilm.decode.text import tokenizer_of
+    from equilm.decode.text import check_vocabulary, tokenizer_of
 
     name, key = name or checkpoint.resolve().name, os.environ.get(KEY)
     config = ServerConfig(host=host, port=port, name=name, api_key=key, limits=limits)
     words = tokenizer_of(tokenizer, checkpoint)
     engine = _engine(checkpoint, slots=slots, capacity=capacity, prefix_cache=prefix_cache)
+    check_vocabulary(words, engine.model.vocab_size)
     if not config.private and key is None:
         complain(f"{host}: anybody who can reach it may ask; set {KEY} to keep strangers out")
     run(engine, words, config, started=lambda url: say(f"{name} at {url}; Ctrl+C ends it"))

@@ -105,7 +105,8 @@ def prepare(config: PrepareConfig) -> Iterator[Progress]:
 
     Raises:
         ValueError: For a source that cannot be read, or a folder of another preparation; names it.
-            What is finished stays, and the same call goes on from there.
+            What is finished stays, and the same call goes on from there. For shares that leave
+            nothing to train on.
         OSError: For a full disk, likewise.
         RuntimeError: If a process was killed.
     """
@@ -121,8 +122,21 @@ def prepare(config: PrepareConfig) -> Iterator[Progress]:
         yield _progress(shards, kept, pieces, readings)
     if not shards:
         raise ValueError("train: expected documents, got only empty sources")
+    _check_shares(config, shards)
     write_json(config.out / MANIFEST, _manifest(config, tokenizer, shards))
     _remove_rest(config.out, shards, pieces)
+
+
+def _check_shares(config: PrepareConfig, shards: list[Shard]) -> None:
+    """Refuse shares that leave nothing to train on: a document goes whole, by its hash."""
+    splits = {shard.split for shard in shards}
+    if config.train and (config.valid_share or config.test_share) and "train" not in splits:
+        documents = sum(shard.documents for shard in shards)
+        name = "valid_share" if "valid" in splits else "test_share"
+        raise ValueError(
+            f"{name}: expected documents left for training, got none of {documents}; documents are "
+            "never cut, so give more of them, or one of their own for each split"
+        )
 
 
 def _readings(config: PrepareConfig) -> dict[str, Reading]:

@@ -18,6 +18,14 @@ class Tokenizer(Protocol):
     def stop_tokens(self) -> tuple[int, ...]:
         """Ids that end an answer."""
 
+    @property
+    def begin_tokens(self) -> tuple[int, ...]:
+        """What a text is begun with where there is no prompt; none if nothing says."""
+
+    @property
+    def num_ids(self) -> int:
+        """Ids that a model must know to be asked with it."""
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; raise ValueError if it has none."""
 
@@ -36,9 +44,11 @@ class Tokenizer(Protocol):
 
 
 class Bytes:
-    """UTF-8: the id of a byte is its value. Ids beyond 255 are no text."""
+    """UTF-8: the id of a byte is its value. Ids beyond 255 are no text; 256 ends documents."""
 
     stop_tokens = ()
+    begin_tokens = (256,)
+    num_ids = 256
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
@@ -57,6 +67,8 @@ class Ids:
     """No tokenizer: the text of a token is its number."""
 
     stop_tokens = ()
+    begin_tokens = ()
+    num_ids = 0
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
@@ -94,8 +106,11 @@ class Folder:
         except (OSError, ValueError, KeyError) as error:
             told = str(error).splitlines()[0] if str(error) else repr(error)
             raise ValueError(f"{folder}: expected the folder of a tokenizer ({told})") from None
-        end = self._own.eos_token_id
+        end, begin = self._own.eos_token_id, self._own.bos_token_id
         self.stop_tokens: tuple[int, ...] = () if end is None else (end,)
+        # Prepared text has no begin tokens: there the end of one document opens the next.
+        self.begin_tokens = self.stop_tokens if begin is None else (begin,)
+        self.num_ids: int = self._own.vocab_size
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
@@ -139,6 +154,24 @@ def tokenizer_of(name: str, checkpoint: Path) -> Tokenizer:
         return Folder(Path(name))
     own = any((checkpoint / file).exists() for file in ("tokenizer.json", "tokenizer_config.json"))
     return Folder(checkpoint) if own else Ids()
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> tuple[int, ...]:
+    """Return the ids of a prompt; of an empty one, what the tokenizer begins a text with.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    return tuple(tokenizer.encode(prompt)) or tokenizer.begin_tokens
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise ValueError if a tokenizer has more ids than a model of `vocab_size` knows."""
+    if tokenizer.num_ids > vocab_size:
+        raise ValueError(
+            f"tokenizer: expected one of at most {vocab_size} ids, which the model knows, "
+            f"got one of {tokenizer.num_ids}"
+        )
 
 
 def _no_template(what: str) -> ValueError:

@@ -4,6 +4,8 @@ The way back is `convert.py`. Read `modeling.py` next.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,4 +34,20 @@ def export(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> No
                 f"{target}: is there and is no folder of an equilm model for transformers; "
                 "choose another name"
             )
-    from_language_model(load(source)).save_pretrained(target)
+    face = from_language_model(load(source))
+    with _without_bars():
+        face.save_pretrained(target)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let the library draw no bars, which would lie over what the command says."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()

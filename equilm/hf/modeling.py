@@ -28,7 +28,7 @@ from transformers.utils.generic import can_return_tuple
 
 from equilm.hf.cache import EquilmCache
 from equilm.hf.configuration import EquilmConfig
-from equilm.hf.dials import dialled
+from equilm.hf.dials import Watch, dialled
 from equilm.hf.face import source_name, to_keys
 from equilm.hf.loading import EquilmPreTrainedModel, wide_names
 from equilm.hf.padding import pack
@@ -55,6 +55,7 @@ class EquilmModel(EquilmPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.core = build_core(config.model_config())
         self.recompute = Recompute()
+        self.watch = Watch()
         self._keep_in_fp32_modules_strict = wide_names(self.core)
         self.post_init()
 
@@ -75,7 +76,7 @@ class EquilmModel(EquilmPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: expected exactly one of input_ids and inputs_embeds")
         check_placed(self.core)
-        x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        x_BTD = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
         cache = _cache(past_key_values, self._use_cache(use_cache))
         seen = 0 if cache is None else cache.get_seq_length()
         rows, tokens = x_BTD.shape[:2]
@@ -84,6 +85,7 @@ class EquilmModel(EquilmPreTrainedModel):
         with (
             dialled(self.core, tolerance=tolerance, max_steps=max_steps, window=window),
             self._recomputed(),
+            nullcontext() if self.training else self.watch.over(self.core),
         ):
             y_BTD, state = self.core(packing.front(x_BTD), state, None, packing.valid_B)
         y_BTD = packing.back(y_BTD)
@@ -96,6 +98,18 @@ class EquilmModel(EquilmPreTrainedModel):
             past_key_values=cache if self._use_cache(use_cache) else None,
             hidden_states=(x_BTD, y_BTD) if output_hidden_states else None,
         )
+
+    def _embed(self, input_ids: Tensor | None) -> Tensor:
+        assert input_ids is not None
+        count = self.embed_tokens.num_embeddings
+        if input_ids.numel() and not input_ids.is_meta:
+            low, high = (int(end) for end in input_ids.aminmax())
+            if low < 0 or high >= count:
+                raise ValueError(
+                    f"input_ids: expected ids in [0, {count}), got {low if low < 0 else high}"
+                )
+        embedded: Tensor = self.embed_tokens(input_ids)
+        return embedded
 
     def _recomputed(self) -> AbstractContextManager[None]:
         asked = self.recompute.gradient_checkpointing and self.training
@@ -173,8 +187,9 @@ class EquilmForCausalLM(EquilmPreTrainedModel, GenerationMixin):
 
         Raises:
             TypeError: For another option.
-            ValueError: For tokens and embeddings, or neither; for a mask of another shape, another
-                kind of cache, a dial of a solve there is not; for a core that is offloaded.
+            ValueError: For tokens and embeddings, or neither; for a token out of range, a mask of
+                another shape, another kind of cache, a dial of a solve there is not; for a core
+                that is offloaded.
         """
         # Callers such as peft name every option that any model has, and leave it None.
         loss_options = {name: one for name, one in loss_options.items() if one is not None}

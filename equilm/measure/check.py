@@ -51,10 +51,7 @@ def check_model(
     Raises:
         ValueError: For a length or batch size that is too small.
     """
-    if length < 3:
-        raise ValueError(f"length: expected an integer >= 3, got {length}")
-    if batch_size < 2:
-        raise ValueError(f"batch_size: expected an integer >= 2, got {batch_size}")
+    check_sizes(length=length, batch_size=batch_size)
     model.eval()
     device = model.embedding.device
     generator = torch.Generator().manual_seed(seed)
@@ -71,6 +68,14 @@ def check_model(
         findings += _modes(model, tokens_BT, whole_BTV)
         findings += _convergence(solutions[0], token_radius(model, tokens_BT))
     return findings
+
+
+def check_sizes(*, length: int, batch_size: int) -> None:
+    """Raise ValueError for a length or batch size too small to check anything on."""
+    if length < 3:
+        raise ValueError(f"length: expected an integer >= 3, got {length}")
+    if batch_size < 2:
+        raise ValueError(f"batch_size: expected an integer >= 2, got {batch_size}")
 
 
 def as_table(findings: list[Finding]) -> Table:

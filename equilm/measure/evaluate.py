@@ -39,7 +39,7 @@ class EvaluationConfig:
         split: Of the task.
         tolerance: Of the solve, relative, ≥ 0. Above 0.01, a window may settle a token that is only
             passing slowly from one answer to another.
-        max_steps: Evaluations a token may take, ≥ 0; in the simultaneous mode all of them together.
+        max_steps: Evaluations a token may take, ≥ 1; in the simultaneous mode all of them together.
         precision: Compute type on a GPU; a CPU always computes in float32.
     """
 
@@ -59,7 +59,9 @@ class EvaluationConfig:
             raise ValueError(f"windows: expected one or more integers >= 0, got {self.windows}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected an integer >= 1, got {self.batch_size}")
-        Solve(tolerance=self.tolerance, max_steps=self.max_steps)
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps: expected an integer >= 1, got {self.max_steps}")
+        Solve(tolerance=self.tolerance)
 
     @property
     def spans(self) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ class Equilibrium(Mixer):
         projected = self.inject_width - (width if self.takes_input else 0)
         self.injection = Linear(width, projected, bias=True, weight_norm=weight_norm)
         self.body = body
-        self._observer: list[Solution] | None = None
+        self._observers: tuple[list[Solution], ...] = ()
         self._trace = False
 
     def init_state(self, batch: int, capacity: int) -> State:
@@ -232,14 +232,16 @@ class Equilibrium(Mixer):
         return lowered(self.body)
 
     def report(self, found: Solution) -> None:
-        """Hand a solution to whoever observes."""
-        if self._observer is not None:
-            self._observer.append(found)
+        """Hand a solution to all who observe."""
+        for observer in self._observers:
+            observer.append(found)
 
 
 @contextmanager
 def observed(model: nn.Module, *, trace: bool = False) -> Iterator[list[Solution]]:
     """Collect the `Solution` of every solve inside the block, in the order of solving.
+
+    Blocks may lie inside each other; each collects its own.
 
     Args:
         model: Every `Equilibrium` in it is observed.
@@ -247,10 +249,11 @@ def observed(model: nn.Module, *, trace: bool = False) -> Iterator[list[Solution
     """
     found: list[Solution] = []
     parts = [part for part in model.modules() if isinstance(part, Equilibrium)]
+    before = [(part._observers, part._trace) for part in parts]
     for part in parts:
-        part._observer, part._trace = found, trace
+        part._observers, part._trace = (*part._observers, found), part._trace or trace
     try:
         yield found
     finally:
-        for part in parts:
-            part._observer, part._trace = None, False
+        for part, (observers, traced) in zip(parts, before, strict=True):
+            part._observers, part._trace = observers, traced

@@ -35,7 +35,7 @@ def accuracy_by_length(records: Iterable[Record]) -> Plot | None:
         figure, [axes] = plot.canvas(height=3.3)
         plot.length_axis(axes, lengths, "length of the sequence, tokens")
         plot.share_axis(axes)
-        axes.set_title("tokens right")
+        axes.set_title("tokens right, of all")
         ends = {}
         for line, colour in colours(lines).items():
             seeds = [[select.number(r) for r in at] for at in lines[line].values()]
@@ -47,7 +47,9 @@ def accuracy_by_length(records: Iterable[Record]) -> Plot | None:
             ends[select.label(line, lines)] = End(mean[-1], colour, stroke_of(line))
         plot.label_ends(axes, ends | _draw_guessing(axes, records, lines), height=2.6)
         mark_trained(axes, records)
-    caption = "Each point is all tokens of one test length; a line that stays at the "
+    caption = (
+        "Each point is all tokens of one test length, not the last ten; a line that stays at the "
+    )
     caption += "top means that the model knows the state to the very end."
     return Plot("accuracy", "Accuracy against length", caption, figure)
 
@@ -104,8 +106,10 @@ def training_curves(records: Iterable[Record]) -> Plot | None:
                 plot.label_ends(axes, ends, height=ratios[0])
         grid[-1].set_xlabel("step")
         grid[-1].locator_params(axis="x", integer=True)
-    caption = "A line is the mean of neighbouring steps, its band runs from the least to the "
-    caption += "greatest of them"
+    caption = "A line joins the steps that were logged"
+    if any(len(run) > MAX_POINTS for name in shown for run in runs[name].values()):
+        caption = "A line is the mean of neighbouring steps, its band runs from the least to the "
+        caption += "greatest of them"
     if "length" in shown:
         caption += "; where the loss jumps, the sequences have become longer (lowest panel)"
     return Plot("training", "Training", caption + ".", figure)
@@ -185,6 +189,9 @@ def mark_trained(axes: Axes, records: Sequence[Record]) -> None:
             textcoords="offset points",
             color=LIGHT["muted"],
             size="small",
+            # Over the lines, on paper of its own.
+            zorder=4,
+            bbox={"facecolor": LIGHT["paper"], "edgecolor": "none", "alpha": 0.85, "pad": 1},
         )
 
 

@@ -88,10 +88,21 @@ def jacobian_maps(records: Iterable[Record]) -> Plot | None:
         for axes in grid[len(matrices) :]:
             axes.set_visible(False)
         plot.colour_bar(figure, image, grid, "", shrink=0.8)
-    caption = "How each number of the next state (rows) depends on each of the last (columns): a "
-    caption += "linear scan has a diagonal only, a recurrent network fills the matrix. The scale "
-    caption += "is that of the entries beside the diagonal, which itself is stronger."
+    caption = "How each number of the next state (rows) depends on each of the last (columns). The "
+    caption += "scale is that of the entries beside the diagonal; the diagonal itself lies off it: "
+    caption += "; ".join(
+        f"{JACOBIANS[name]}, {_diagonal(matrix):.2g} on it (median), "
+        f"{_off_diagonal(matrix):.1g} beside it (99% are less)"
+        for (name, _), matrix in matrices.items()
+    )
+    caption += ". A linear scan has nothing beside its diagonal; what an implicit layer has there "
+    caption += "lets one number of the state act on another."
     return Plot("jacobian", "Jacobian of the state map", caption, figure)
+
+
+def _diagonal(matrix: Floats) -> float:
+    """How large the entries on the diagonal are."""
+    return float(np.nanmedian(np.abs(np.diagonal(matrix))))
 
 
 def _off_diagonal(matrix: Floats) -> float:

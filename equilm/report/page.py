@@ -220,7 +220,11 @@ h2 { font-size: 1.3rem; letter-spacing: -.01em; margin: 4.5rem 0 1rem }
 figure { margin: 1.75rem 0 3rem }
 figcaption { margin-top: .75rem; font-size: .85rem; line-height: 1.5; color: var(--muted) }
 figcaption b { color: var(--ink); font-weight: 600 }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto; background:
+  linear-gradient(90deg, var(--paper) 1rem, transparent) 0 0 / 2rem 100% no-repeat local,
+  linear-gradient(270deg, var(--paper) 1rem, transparent) 100% 0 / 2rem 100% no-repeat local,
+  linear-gradient(90deg, var(--faint), transparent) 0 0 / .8rem 100% no-repeat scroll,
+  linear-gradient(270deg, var(--faint), transparent) 100% 0 / .8rem 100% no-repeat scroll }
 svg { display: block; width: 100%; min-width: 440px; height: auto }
 svg text { font-family: inherit !important; font-variant-numeric: tabular-nums }
 table { border-collapse: collapse; width: 100%; font-size: .85rem;

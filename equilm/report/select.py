@@ -58,6 +58,16 @@ def evaluation(records: Iterable[Record], name: str) -> list[Record]:
     return list(latest.values())
 
 
+def implicit_first(records: Iterable[Record]) -> list[Record]:
+    """The Records of models that solve before those of others, which else keep their order.
+
+    Lines are coloured in the order of their models, so that figures agree across pages.
+    """
+    records = list(records)
+    solved = {r.model for r in records if r.window is not None}
+    return sorted(records, key=lambda record: record.model not in solved)
+
+
 def lines(records: Iterable[Record], name: str) -> dict[Line, dict[int, list[Record]]]:
     """The evaluation Records of one name, by line and by length (0 if untold), shortest first.
 

@@ -6,6 +6,7 @@ Not the HTML, which `page.py` writes from the same `Table`. Read next: `figures.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -48,14 +49,36 @@ class Table:
         from rich.table import Table as Rich
         from rich.text import Text
 
-        table = Rich(title=Text(self.title), title_justify="left", box=rich.box.SIMPLE_HEAD)
+        table = Rich(
+            title=Text(self.title),
+            title_justify="left",
+            box=rich.box.SIMPLE_HEAD,
+            collapse_padding=True,
+        )
+        widths = self._whole_widths()
+        # Names stay on one line. Where there is no room for whole numbers they fold, and lose
+        # nothing.
+        fits = sum(widths) + 2 * len(widths) + 2 <= shutil.get_terminal_size().columns
         for index, name in enumerate(self.header):
-            # Names stay on one line; in a narrow terminal numbers fold and lose nothing.
             side: Literal["left", "right"] = "right" if index else "left"
-            table.add_column(Text(name), justify=side, no_wrap=not index, overflow="fold")
+            table.add_column(
+                Text(name),
+                justify=side,
+                no_wrap=not index,
+                overflow="fold",
+                min_width=widths[index] if fits else None,
+            )
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table
+
+    def _whole_widths(self) -> list[int]:
+        """Letters that each column needs so that no number and no word of its header is folded."""
+        widths = []
+        for index, (name, *cells) in enumerate(zip(self.header, *self.rows, strict=True)):
+            whole = [cell for cell in cells if index == 0 or " " not in cell]
+            widths.append(max(map(len, [*name.split(), *whole]), default=0))
+        return widths
 
 
 def accuracy_table(records: Iterable[Record], *, name: str = "accuracy") -> Table | None:

@@ -4,6 +4,7 @@ The counting is that of `equilm bench`: a backward pass costs two forward ones, 
 a phase allows is made, so that a solve which converges earlier costs less. Read `recipe.py` next.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,8 +44,16 @@ def stretches(recipe: Recipe) -> Iterator[Stretch]:
     """
     lengths = recipe.curriculum
     if not isinstance(lengths, FixedLengths):
-        raise ValueError("curriculum: expected fixed lengths, got some that follow the accuracy")
+        raise ValueError(
+            "curriculum: expected fixed lengths, got some that follow the accuracy; for one length "
+            f"say --set 'curriculum={{kind=\"fixed\", lengths=[{lengths.lengths[-1]}]}}'"
+        )
     config = preset(recipe.model) if isinstance(recipe.model, str) else recipe.model
+    if config.vocab_size is None:
+        raise ValueError(
+            "model.vocab_size: expected the number of tokens, got none; "
+            "say --set model.vocab_size=N"
+        )
     with torch.device("meta"):
         model = LanguageModel(config)
     begins = sorted({*lengths.shares, *(phase.share for phase in recipe.phases), 0.0})
@@ -68,12 +77,16 @@ def cost_table(recipe: Recipe, *, gpus: Sequence[int], rate: float) -> Table:
 
     Args:
         recipe: With lengths that are known before.
-        gpus: Numbers of GPUs to tell the hours of.
-        rate: TFLOP/s that one of them sustains in training.
+        gpus: Numbers of GPUs to tell the hours of, ≥ 1.
+        rate: TFLOP/s that one of them sustains in training, > 0.
 
     Raises:
-        ValueError: As `stretches`.
+        ValueError: As `stretches`; for a rate or a number out of range.
     """
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f"rate: expected a number > 0, got {rate}")
+    if min(gpus, default=0) < 1:
+        raise ValueError(f"gpus: expected one or more integers >= 1, got {tuple(gpus)}")
     parts = list(stretches(recipe))
     whole = Stretch(
         depth=None,

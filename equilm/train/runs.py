@@ -35,7 +35,7 @@ def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
     Raises:
         ValueError: If there is no run there, or no checkpoint yet.
     """
-    run, folder, recipe = _find(path)
+    run, folder, recipe = find_run(path)
     device = use_device(recipe.device, threads=recipe.threads)
     about: dict[str, Any] = {
         "model": run.name,
@@ -71,7 +71,7 @@ def compare_run(path: Path, *, length: int, batch_size: int, seed: int) -> Table
     Raises:
         ValueError: If there is no run there, no checkpoint yet, or no implicit model in it.
     """
-    _, folder, recipe = _find(path)
+    _, folder, recipe = find_run(path)
     device = use_device(recipe.device, threads=recipe.threads)
     model, depth = load(folder, device=device), recipe.phases[-1] if recipe.phases else Phase()
     batch = build_task(recipe.task).batch(
@@ -100,8 +100,12 @@ def _by_length(settings: EvaluationConfig, window: int) -> AtLengths:
     )
 
 
-def _find(path: Path) -> tuple[Path, Path, Recipe]:
-    """The run, the checkpoint, and the recipe."""
+def find_run(path: Path) -> tuple[Path, Path, Recipe]:
+    """Return the run that a path lies in, its checkpoint (the newest of a run), and its recipe.
+
+    Raises:
+        ValueError: If there is no run there, or no checkpoint yet.
+    """
     path = path.resolve()
     run = next((one for one in (path, *path.parents) if (one / "recipe.json").exists()), None)
     if run is None:

@@ -66,6 +66,7 @@ class Trainer:
         self.ranks.rows(recipe.batch_size)
         if any(phase.carry is not None for phase in recipe.phases):
             self._check_carry()
+        self._check_data()
         generator = torch.Generator().manual_seed(recipe.seed)
         self.model = LanguageModel(recipe.model_for(self.task), generator=generator)
         self.model.to(self.device).train()
@@ -83,12 +84,13 @@ class Trainer:
             **record.environment(self.device.type),
         }
         self.position = self._claim(resume)
+        self.stopping = False
         self.saver = None
         if parallel.is_spread(self.model):
             self.saver = sharded.Saver(is_first=self.ranks.is_first)
 
     def run(self) -> Iterator[StepReport]:
-        """Train to the last step, and yield what each step was like.
+        """Train to the last step or `stop`, and yield what each step was like.
 
         Raises:
             Diverged: After ten steps in a row without a finite gradient.
@@ -104,10 +106,17 @@ class Trainer:
                     metrics.write(report.records(self.about))
                 if self.ranks.is_first and at_end:
                     metrics.write(self._summary())
-                if report.step % recipe.checkpoint_every == 0 or at_end:
+                ends = at_end or self.stopping
+                if report.step % recipe.checkpoint_every == 0 or ends:
                     self._save()
-                self.publish(wait=at_end)
+                self.publish(wait=ends)
                 yield report
+                if ends:
+                    return
+
+    def stop(self) -> None:
+        """Let the run end after its step, with a checkpoint; of one process alone."""
+        self.stopping = self.ranks.size == 1
 
     def _take_step(self) -> StepReport:
         began = time.perf_counter()
@@ -214,6 +223,13 @@ class Trainer:
         if math.isfinite(grad_norm):
             self.optimizer.step()
         return rate, grad_norm
+
+    def _check_data(self) -> None:
+        """Ask for a sequence of every length, which the task refuses before a folder is made."""
+        for length in self.recipe.curriculum.lengths:
+            self.task.batch(
+                split="train", length=length, batch_size=1, seed=self.recipe.seed, index=0
+            )
 
     def _check_carry(self) -> None:
         if not self.task.follows:

@@ -7,12 +7,13 @@ import pytest
 
 from equilm.cli import main
 from equilm.cli.data import DATA_COMMANDS
-from equilm.data import open_folder
+from equilm.data import PrepareConfig, open_folder
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
 from equilm.nn.mixers import MIXERS
 from equilm.tasks.text import TextConfig
 from equilm.train.schedule import FixedLengths
 from equilm.train.trainer import Trainer
+from tests.data.corpus import finish as finish_preparing
 from tests.data.corpus import prepared, texts, write
 from tests.train.tiny import TINY, curve, finish
 
@@ -52,6 +53,13 @@ def test_prepare_summarises_and_goes_on(tmp_path: Path, equilm: Equilm) -> None:
     assert "pieces were there" in out
 
 
+def test_a_share_that_no_document_fell_to_is_told(tmp_path: Path, equilm: Equilm) -> None:
+    words = [write(tmp_path / "d.jsonl", texts(2)), "--out", tmp_path / "o", "--workers", 1]
+    code, out, _ = equilm("prepare", *words, "--test-share", 0.001)
+    assert code == 0
+    assert "test: no documents, with test_share at 0.001" in out
+
+
 def test_check(tmp_path: Path, equilm: Equilm) -> None:
     folder = prepared(tmp_path, texts(40))
     code, out, _ = equilm("check", folder)
@@ -87,6 +95,19 @@ def test_a_mistake_is_one_line(equilm: Equilm, words: list[str], told: str) -> N
     assert err.startswith("equilm: ")
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_a_split_that_is_missing_leaves_the_folder_free(tmp_path: Path) -> None:
+    source = write(tmp_path / "d.jsonl", texts(20))
+    finish_preparing(PrepareConfig(valid=(source,), out=tmp_path / "tokens"))
+    recipe = replace(
+        TINY,
+        task=TextConfig(sources=(str(tmp_path / "tokens"),)),
+        curriculum=FixedLengths(lengths=(24,)),
+    )
+    with pytest.raises(ValueError, match=r"split: expected one that .* has, got 'train'"):
+        Trainer(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_on_text_goes_on_where_it_stopped(tmp_path: Path) -> None:

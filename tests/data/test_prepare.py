@@ -234,3 +234,11 @@ def test_progress_is_told_after_each_piece(tmp_path: Path) -> None:
     assert [one.pieces for one in told] == list(range(1, len(told) + 1))
     assert told[-1].documents == 60
     assert told[-1].bytes_read == told[-1].bytes_total
+
+
+def test_a_share_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    # Whichever split the hash of the one document chooses, some share takes it.
+    with pytest.raises(ValueError, match=r"valid_share: .* left for training, got none of 1;"):
+        prepared(tmp_path, texts(1), valid_share=0.999)
+    with pytest.raises(ValueError, match=r"test_share: .* left for training, got none of 1;"):
+        prepared(tmp_path, texts(1), name="other", test_share=0.999)

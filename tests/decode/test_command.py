@@ -15,6 +15,7 @@ from equilm.decode.text import Bytes
 from equilm.nn.folder import load_model, save_model
 from tests.nn.build import equilibrium_model, language_model
 
+GREEDILY = Sampling(temperature=0)
 GREEDY = ["--temperature", "0", "--max-tokens", "6"]
 
 
@@ -52,8 +53,21 @@ def test_ids_go_on(
     text, _, table = out.partition("\n")
     assert text == answer.text
     for token in answer.tokens:
-        assert re.search(rf"'{token.id}' +{token.id} +{token.steps} +converged", table)
+        assert re.search(rf"^ +{token.id} +{token.steps} +converged", table, re.MULTILINE)
+    assert "'" not in table
     assert re.fullmatch(r"6 tokens, \d+\.\d evaluations a token\n", err)
+
+
+def test_without_a_prompt_the_tokenizer_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = language_model("mamba2", vocab_size=257).float()
+    save_model(model, tmp_path / "bytes")
+    (answer,) = generate(model, [[256]], tokenizer=Bytes(), max_tokens=6, sampling=GREEDILY)
+    (same,) = generate(model, [""], tokenizer=Bytes(), max_tokens=6, sampling=GREEDILY)
+    assert answer.tokens == same.tokens
+    _, err = said(monkeypatch, capsys, tmp_path / "bytes", "--tokenizer", "bytes", *GREEDY)
+    assert err.startswith("6 tokens, ")
 
 
 def test_samples_come_in_order(
@@ -78,6 +92,10 @@ def test_samples_come_in_order(
         (["--prompt", "1", "--tokens", "1"], "prompt: expected a prompt or tokens, got both"),
         (["--prompt", "to be"], "prompt: expected token ids such as '3 1 4', got 'to be'"),
         (["--tokens", "11"], r"prompt: expected ids in \[0, 11\), got 11"),
+        (
+            ["--tokens", "1", "--tokenizer", "bytes"],
+            "tokenizer: expected one of at most 11 ids, .*256",
+        ),
         (["--tokens", "1", "--samples", "0"], "samples: expected an integer >= 1, got 0"),
         (["--tokens", "1", "--tokenizer", "nowhere"], "nowhere: expected the folder of a token"),
         (

@@ -114,3 +114,14 @@ def test_mistakes(model: LanguageModel, settings: dict[str, Any], told: str) -> 
 
 def test_no_prompts_no_answers(model: LanguageModel) -> None:
     assert generate(model, []) == []
+
+
+def test_one_prompt_instead_of_a_list_is_refused(model: LanguageModel) -> None:
+    for prompts in ("31", [3, 1, 4]):
+        with pytest.raises(ValueError, match="prompts: expected a list of prompts, got one"):
+            generate(model, prompts)  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_of_more_ids_than_the_model_is_refused(model: LanguageModel) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer: expected one of at most 11 ids.* got one of"):
+        generate(model, ["a"], tokenizer=Bytes())

@@ -201,14 +201,31 @@ def test_trackers_speak_in_token_ids() -> None:
             )
             assert got.choices[0].text == expected.text
             assert got.choices[0].text.split() == [str(token.id) for token in expected.tokens]
-        with pytest.raises(openai.BadRequestError, match=r"expected token ids such as '3 1 4'"):
+        echoed = client.completions.create(
+            model=MODEL, prompt="3 1 4", max_tokens=5, temperature=0, logprobs=1, echo=True
+        ).choices[0]
+        assert echoed.logprobs is not None and echoed.logprobs.tokens is not None
+        assert echoed.logprobs.tokens[:3] == ["3", " 1", " 4"]
+        assert "".join(echoed.logprobs.tokens) == echoed.text
+        with pytest.raises(openai.BadRequestError, match=r"- prompt: expected token ids such"):
             client.completions.create(model=MODEL, prompt="once upon")
+        with pytest.raises(openai.BadRequestError, match=r"prompt: expected at least one token"):
+            client.completions.create(model=MODEL, prompt="")
         with pytest.raises(openai.BadRequestError, match=r"expected ids in \[0, 6\), got 6"):
             client.completions.create(model=MODEL, prompt=[6])
         with pytest.raises(openai.BadRequestError, match="a chat template, got token ids"):
             client.chat.completions.create(
                 model=MODEL, messages=[{"role": "user", "content": "hello"}]
             )
+
+
+def test_an_empty_prompt_begins_with_the_end_token() -> None:
+    model = language_model(vocab_size=257)
+    expected = generate(model, [[256]], tokenizer=Bytes(), max_tokens=5, sampling=GREEDY)[0]
+    with running(Engine(model), Bytes()) as server, client_of(server) as client:
+        got = client.completions.create(model=MODEL, prompt="", max_tokens=5, temperature=0)
+        assert got.choices[0].text == expected.text
+        assert got.usage is not None and got.usage.prompt_tokens == 1
 
 
 @pytest.fixture(scope="module")

@@ -160,7 +160,8 @@ def test_words_do_not_lose_their_spaces(folder: Path) -> None:
 class _WordPieces:
     """A tokenizer whose first word has no space before it, as those of sentences have."""
 
-    stop_tokens = ()
+    stop_tokens = begin_tokens = ()
+    num_ids = 0
 
     def __init__(self, words: list[str]) -> None:
         self.words = words

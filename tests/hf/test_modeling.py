@@ -1,6 +1,7 @@
 """The face computes what our model computes: padding, state, loss, embeddings, dials."""
 
 import copy
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -203,3 +204,36 @@ def test_dials_are_checked(kind: str, dial: str) -> None:
     expected = "expected" if kind in IMPLICIT else "expected none for an explicit model"
     with pytest.raises(ValueError, match=f"{dial}: {expected}"):
         face(kind)(tokens(), **{dial: -1})
+
+
+def test_a_window_of_none_is_zero() -> None:
+    with pytest.raises(ValueError, match=r"window: expected an integer >= 0, got -3"):
+        face("implicit-mamba2")(tokens(), window=-3)
+
+
+@pytest.mark.parametrize("wrong", [-1, VOCAB])
+def test_a_token_out_of_range_is_one_line(kind: str, wrong: int) -> None:
+    found = tokens()
+    found[1, 2] = wrong
+    told = rf"input_ids: expected ids in \[0, {VOCAB}\), got {wrong}"
+    with pytest.raises(ValueError, match=told):
+        face(kind)(found)
+    with pytest.raises(ValueError, match=told):
+        face(kind).generate(found, max_new_tokens=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", IMPLICIT)
+def test_tokens_that_are_not_solved_are_told_once(kind: str) -> None:
+    model = face(kind)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model(tokens())
+        model.train()
+        model(tokens(), max_steps=1)
+        assert not told
+        model.eval()
+        model(tokens(), max_steps=1)
+        model(tokens(), max_steps=1)
+    (only,) = told
+    assert "27 of 27 tokens were not solved in max_steps=1 evaluations" in str(only.message)

@@ -25,6 +25,7 @@ def collated(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"input_ids": tokens_BT, "labels": tokens_BT.clone()}
 
 
+@pytest.mark.filterwarnings("ignore:.* tokens were not solved")
 @pytest.mark.parametrize("kind", ["attention", "implicit-mamba2"])
 def test_trainer_trains_evaluates_and_saves(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")

@@ -118,7 +118,18 @@ def test_observed_collects_every_solve_and_then_stops() -> None:
     assert found[0].trace.shape == (found[0].sweeps, 2, 2)
     with pytest.raises(ZeroDivisionError), observed(model):
         raise ZeroDivisionError
-    assert core_of(model)._observer is None
+    assert core_of(model)._observers == ()
+
+
+def test_observers_inside_each_other_each_collect_their_own() -> None:
+    model, tokens_BT = tight_model("mamba2", window=2), tokens_of(2, 5)
+    with torch.no_grad(), observed(model) as outer:
+        model(tokens_BT)
+        with observed(model) as inner:
+            model(tokens_BT)
+        model(tokens_BT)
+    assert (len(outer), len(inner)) == (3, 1)
+    assert inner[0] is outer[1]
 
 
 @pytest.mark.parametrize("kind", MIXERS)

@@ -114,3 +114,18 @@ def test_markdown_and_terminal_say_the_same() -> None:
     console.print(table.terminal())
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(word in shown for word in ("[bold]Right", "a|b [red]", "100.0%", MISSING))
+
+
+def test_in_a_narrow_terminal_headers_fold_and_numbers_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    header = ("depth", "length", "FLOPs a token", *(f"hours on {number}" for number in range(5)))
+    table = Table("A title", header, (("24+4", "2048", "1.656e+11", *["1,234.5"] * 5),))
+    for columns, whole in ((80, True), (50, False)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        console = Console(width=columns, record=True, file=io.StringIO())
+        console.print(table.terminal())
+        shown = console.export_text()
+        assert ("1.656e+11" in shown and shown.count("1,234.5") == 5) == whole
+        # What is folded is not lost.
+        assert sum(shown.count(letter) for letter in "6") >= 2

@@ -1,7 +1,9 @@
 """What is counted is what is computed, and the recipes of the published run are that run."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +81,28 @@ def test_hours_are_flops_by_rate_and_gpus() -> None:
 def test_what_cannot_be_counted_is_told(recipe: Recipe, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         cost_table(recipe, gpus=(8,), rate=300.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"gpus": (8,), "rate": 0.0}, "rate: expected a number > 0, got 0.0"),
+        ({"gpus": (8, 0), "rate": 1.0}, r"gpus: expected one or more integers >= 1, got \(8, 0\)"),
+        ({"gpus": (), "rate": 1.0}, "gpus: expected one or more"),
+    ],
+)
+def test_a_rate_and_numbers_out_of_range(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        cost_table(PLANNED, **settings)
+
+
+def test_the_advice_for_a_curriculum_that_waits_can_be_followed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="curriculum: expected fixed lengths") as refused:
+        list(stretches(TINY))
+    (override,) = re.findall("--set '(.*)'", str(refused.value))
+    config.save(TINY, tmp_path / "tiny.json")
+    followed = config.load(Recipe, tmp_path / "tiny.json", [override, "model.vocab_size=6"])
+    assert {part.length for part in stretches(followed)} == {6}
 
 
 @pytest.mark.parametrize("path", PILE, ids=lambda path: path.stem)

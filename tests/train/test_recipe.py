@@ -84,3 +84,13 @@ def test_the_device_is_what_there_is() -> None:
     if not there:
         with pytest.raises(ValueError, match="device: expected cpu on this machine, got cuda"):
             use_device("cuda")
+
+
+def test_the_demo_is_saved_with_a_solve_to_use_it_by() -> None:
+    recipe = config.load(Recipe, "recipes/demo.toml")
+    model = recipe.model_for(build_task(recipe.task))
+    assert model.equilibrium is not None
+    solve = model.equilibrium.solve
+    # A window needs as many evaluations as it has tokens, and more; all at once would need T.
+    assert solve.window is not None and solve.max_steps >= 4 * solve.window
+    assert solve.tolerance <= 0.01

@@ -15,8 +15,9 @@ from equilm.decode.request import FinishReason, Token
 
 Kind = Literal["completion", "chat"]
 Json = dict[str, Any]
-# What a token is called in log probabilities: its text, or token_id:N where it is none alone.
-Name = Callable[[int], str]
+# What a token is called in log probabilities, and whether it is the first of a text: its text, or
+# token_id:N where it is none alone.
+Name = Callable[[int, bool], str]
 
 
 class Piece(NamedTuple):
@@ -117,8 +118,11 @@ class Writer:
             choice["text"] = piece.text
         if self.logprobs:
             told = (*piece.prompt, *piece.tokens)
-            write = self._chat_logprobs if self.kind == "chat" else self._text_logprobs
-            choice["logprobs"] = write(index, told)
+            if self.kind == "chat":
+                choice["logprobs"] = self._chat_logprobs(told)
+            else:
+                begins = bool(piece.prompt) and index not in self._offsets
+                choice["logprobs"] = self._text_logprobs(index, told, begins=begins)
         choice["token_ids"] = [token.id for token in piece.tokens]
         choice["steps"] = [token.steps for token in piece.tokens]
         choice["status"] = [token.status for token in piece.tokens]
@@ -128,8 +132,9 @@ class Writer:
             ]
         return choice
 
-    def _text_logprobs(self, index: int, tokens: Sequence[Token]) -> Json:
-        names, offsets = [self.name(token.id) for token in tokens], []
+    def _text_logprobs(self, index: int, tokens: Sequence[Token], *, begins: bool) -> Json:
+        names = [self.name(token.id, begins and at == 0) for at, token in enumerate(tokens)]
+        offsets = []
         for name in names:
             offsets.append(self._offsets.get(index, 0))
             self._offsets[index] = offsets[-1] + len(name)
@@ -147,12 +152,12 @@ class Writer:
         top: Json = {}
         listed = [*token.top_logprobs, (token.id, token.logprob)]
         for token_id, logprob in sorted(listed, key=lambda entry: -entry[1]):
-            top.setdefault(self.name(token_id), _finite(logprob))
+            top.setdefault(self.name(token_id, False), _finite(logprob))
         return top
 
-    def _chat_logprobs(self, index: int, tokens: Sequence[Token]) -> Json:
+    def _chat_logprobs(self, tokens: Sequence[Token]) -> Json:
         def entry(token_id: int, logprob: float | None) -> Json:
-            name = self.name(token_id)
+            name = self.name(token_id, False)
             return {"token": name, "logprob": _finite(logprob), "bytes": _bytes(name)}
 
         return {

@@ -84,7 +84,7 @@ class Service:
             writer=Writer(
                 kind,
                 model=self.config.name,
-                name=lambda token: token_name(self.tokenizer, token),
+                name=lambda token, first: token_name(self.tokenizer, token, first=first),
                 logprobs=job.requests[0].logprobs is not None,
                 residuals=job.requests[0].residuals,
             ),

@@ -7,7 +7,14 @@ accepted where it changes nothing, and refused where it would.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from equilm.config import suggest
 from equilm.decode.server.errors import bad
@@ -78,6 +85,15 @@ def _check_stop(value: Any) -> tuple[str, ...]:
 
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, value: Any) -> Any:
+        if cls.model_config["extra"] == "forbid" and isinstance(value, dict):
+            for name in value.keys() - cls.model_fields.keys():
+                hint = suggest(str(name)[:100], cls.model_fields)
+                raise ValueError(f"unknown field {str(name)[:100]!r}; {hint}")
+        return value
 
 
 class Solver(_Strict):

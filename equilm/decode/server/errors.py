@@ -3,6 +3,8 @@
 Read `app.py` next.
 """
 
+import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+# Bodies that the framework cannot read, by what it stumbled over.
+_BODIES: Mapping[type | None, str] = {
+    UnicodeDecodeError: "body: expected JSON in UTF-8",
+    RecursionError: "body: expected JSON, got one that is nested too deeply",
+}
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -73,7 +80,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
-        return ApiError(error.status_code, str(error.detail), headers=error.headers).response()
+        told = _BODIES.get(type(error.__cause__), str(error.detail))
+        return ApiError(error.status_code, told, headers=error.headers).response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -90,8 +98,21 @@ def _first_problem(error: RequestValidationError) -> ApiError:
     where = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
         return ApiError(400, f"body: expected JSON: {problem['ctx']['error']}")
-    message = problem["msg"].removeprefix("Value error, ")
     if not where:
         return ApiError(400, "body: expected a JSON object, sent as application/json")
-    name = ".".join(where)
-    return ApiError(400, f"{name}: {message[0].lower()}{message[1:]}", param=where[0])
+    return ApiError(400, f"{'.'.join(where)}: {_problem(problem)}", param=where[0])
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    """What was expected and what was given, in this package's words."""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return "expected a value, got none"
+    if not message.startswith("Input should "):
+        return message[0].lower() + message[1:]
+    wanted = re.sub("^Input should (be|have) (a valid )?", "", message)
+    if wanted.startswith(("greater", "less")):
+        wanted = f"number {wanted}"
+    article = "" if re.match("a |an |at |'|finite", wanted) else "a "
+    article = "an " if article and wanted[0] in "aeiou" else article
+    return f"expected {article}{wanted}, got {reprlib.repr(problem['input'])}"

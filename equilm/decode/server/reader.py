@@ -47,7 +47,15 @@ class Reader:
         return Piece(text, () if event.token is None else (event.token,), finish_reason=reason)
 
 
-def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """Return the text of a token, or its number where it is none by itself."""
+def token_name(tokenizer: Tokenizer, token: int, *, first: bool = False) -> str:
+    """Return what a token adds to a text, or its number where it is none by itself.
+
+    Args:
+        tokenizer: Of the model.
+        token: Its id.
+        first: Whether it begins the text, where some have no space before them.
+    """
     text = tokenizer.decode([token])
-    return f"token_id:{token}" if not text or REPLACEMENT in text else text
+    if not text or REPLACEMENT in text:
+        return f"token_id:{token}"
+    return text if first else tokenizer.decode([token, token])[len(text) :]

@@ -11,7 +11,7 @@ from equilm.decode.request import Request, Sampling
 from equilm.decode.server.bodies import Body, ChatBody, CompletionBody
 from equilm.decode.server.errors import ApiError, bad
 from equilm.decode.server.settings import ServerConfig
-from equilm.decode.text import Tokenizer
+from equilm.decode.text import Tokenizer, encode_prompt
 
 DEFAULT_TOKENS = 16  # of OpenAI's completions
 
@@ -96,9 +96,9 @@ class Translator:
         if len(prompt) > 64 * self.config.limits.max_prompt:
             raise self._too_long(name, "far more")
         try:
-            return self._check_prompt(self.tokenizer.encode(prompt), name)
+            return self._check_prompt(encode_prompt(self.tokenizer, prompt), name)
         except ValueError as error:
-            raise bad(name, str(error)) from None
+            raise bad(name, str(error).removeprefix(f"{name}: ")) from None
 
     def _check_prompt(self, ids: Sequence[int], name: str) -> tuple[int, ...]:
         if not ids:

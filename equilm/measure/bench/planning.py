@@ -10,6 +10,7 @@ from equilm.measure.bench.mixing_rows import WIDTHS, mixing_rows
 from equilm.measure.bench.op_rows import op_rows
 from equilm.measure.bench.rows import Row, config_of
 
+LISTED = 8  # labels named in an error
 LONG, SHORT = 2048, 256  # tokens of a prompt on a GPU, and elsewhere
 
 
@@ -36,7 +37,7 @@ def plan(what: str, *, preset: str = "", only: str = "", on_gpu: bool) -> list[P
         on_gpu: Whether the published sizes fit.
 
     Raises:
-        ValueError: For an unknown model, or if no row is left; names all labels.
+        ValueError: For an unknown model, or if no row is left; names some labels.
     """
     if preset:
         config_of(preset)
@@ -49,7 +50,8 @@ def plan(what: str, *, preset: str = "", only: str = "", on_gpu: bool) -> list[P
     wanted = only.replace("×", "x")
     found = [one for one in listed if wanted in one.label.replace("×", "x")]
     if not found:
-        told = ", ".join(one.label for one in listed)
+        told = ", ".join(one.label for one in listed[:LISTED])
+        told += f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
         raise ValueError(f"only: expected part of the name of a row, got {only!r}; rows: {told}")
     return found
 

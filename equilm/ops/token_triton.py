@@ -134,7 +134,7 @@ def _read(
     rows, device, inner = len(proj_RE), proj_RE.device, layer.inner
     heads, head_width, state_size = scan_RHPN.shape[1:]
     gated = torch.empty(rows, heads * head_width, dtype=dtype, device=device)
-    some = advance.view(torch.uint8) if isinstance(advance, Tensor) else None
+    some = advance.contiguous().view(torch.uint8) if isinstance(advance, Tensor) else None
     writes = some is not None or advance is True
     window = torch.empty(window_RWC.shape, device=device) if writes else None
     state = torch.empty(scan_RHPN.shape, device=device) if writes else None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from equilm import tree
 from equilm.cli import main
 from equilm.decode.generate import generate
 from equilm.decode.request import Sampling
@@ -156,3 +157,17 @@ def test_the_reference_and_the_library_have_no_gate(tmp_path: Path) -> None:
     # Our own face for that library has.
     export(tmp_path / "ours", tmp_path / "face")
     assert same(load(tmp_path / "face"), model)
+
+
+@torch.no_grad()
+def test_a_token_may_leave_the_state_of_some_rows() -> None:
+    _, core, implicit, tokens_BT = some(MAMBA2)
+    _, state = implicit(tokens_BT)
+    u_B1E = core.inject(implicit.embed(tokens_BT[:, :1]))
+    z_B1D, wanted_B = torch.randn(3, 1, MAMBA2.width), torch.tensor([True, False, True])
+    y_B1D, after = core.body(z_B1D, state, u_B1E)
+    y_part_B1D, part = core.body.advance_some(z_B1D, state, u_B1E, wanted_B)
+    assert torch.equal(y_part_B1D, y_B1D)
+    assert torch.equal(core.body.peek(z_B1D, state, u_B1E), y_B1D)
+    for leaf, whole in zip(tree.leaves(part), tree.leaves(after), strict=True):
+        assert torch.equal(leaf[wanted_B], whole[wanted_B])

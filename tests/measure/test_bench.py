@@ -293,7 +293,7 @@ def test_a_row_on_a_gpu_has_its_memory() -> None:
 
 
 def test_every_row_can_be_asked_for_alone() -> None:
-    for what, count in (("train", 18), ("ops", 54), ("decode", 4)):
+    for what, count in (("train", 18), ("ops", 158), ("decode", 10)):
         planned = plan(what, on_gpu=True)
         assert len(planned) == count
         for one in planned:
@@ -312,7 +312,7 @@ def test_a_model_is_timed_as_it_is_listed_or_shortly() -> None:
         "llama-370m 4+1 1×64",
         "explicit-llama-370m 1×64",
     )
-    assert len(plan("decode", preset="llama-130m", on_gpu=False)) == 2
+    assert len(plan("decode", preset="llama-130m", on_gpu=False)) == 5
     assert {one.row.batch for one in plan("ops", preset="llama-130m", on_gpu=True)} == {4}
     assert {one.name for one in plan("scaling", preset="explicit-mamba2-130m", on_gpu=True)} == {
         "by_batch",

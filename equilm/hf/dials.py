@@ -67,5 +67,5 @@ class Watch:
                 f"{capped:,} of {tokens:,} tokens were not solved in max_steps="
                 f"{core.solve.max_steps} evaluations: their logits may be wrong; raise max_steps, "
                 "or set window=1, one token after the other",
-                stacklevel=2,
+                stacklevel=3,
             )

@@ -198,7 +198,7 @@ _SECTIONS = {
         "evaluations",
     ),
     "What it costs": ("effort table", "effort", "residual"),
-    "Why it works": ("jacobian",),
+    "Inside the state map": ("jacobian",),
     "How fast it is": (
         "scaling",
         "mixers-speed",

@@ -105,6 +105,28 @@ def test_jacobians_share_one_scale_and_tell_their_difference(drawn: dict[str, Pl
     assert re.fullmatch(r"differs by at most \de-12", panels[1].get_xlabel())
 
 
+def test_the_caption_of_jacobians_tells_both_magnitudes() -> None:
+    matrix = 0.003 * (1 - np.eye(8)) + 0.875 * np.eye(8)
+    told = [
+        Record(name="jacobian_autograd", value=row, unit="1", model="m", row=at, length=8, window=1)
+        for at, row in enumerate(matrix.tolist())
+    ]
+    drawn = maps.jacobian_maps([replace(one, split="test", task="t") for one in told])
+    assert drawn is not None
+    assert "0.88 on it (median), 0.003 beside it" in drawn.caption
+
+
+@pytest.mark.parametrize(("steps", "banded"), [(64, False), (1000, True)])
+def test_a_band_is_told_where_there_is_one(steps: int, banded: bool) -> None:
+    losses = [
+        Record(name="loss", value=1 / (s + 1), unit="nats", model="m", split="train", step=s)
+        for s in range(steps)
+    ]
+    drawn = curves.training_curves(losses)
+    assert drawn is not None
+    assert ("its band" in drawn.caption) == banded
+
+
 def test_jacobian_of_one_seed_is_square(records: list[Record]) -> None:
     seeds = [replace(r, seed=seed) for seed in (1, 2) for r in records if "jacobian" in r.name]
     figure = maps.jacobian_maps(seeds)

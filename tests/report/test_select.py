@@ -75,3 +75,12 @@ def test_longest_takes_one_seed_of_the_longest_length() -> None:
 
 def test_an_empty_series_says_nothing() -> None:
     assert not select.lines([Record(name="evaluations", value=[], unit="1")], "evaluations")
+
+
+def test_models_that_solve_come_first_and_the_order_stays() -> None:
+    given = [("explicit", None), ("b", None), ("implicit", 1), ("b", 8), ("explicit", None)]
+    told = [
+        Record(name="loss", value=at, unit="nats", model=model, window=window)
+        for at, (model, window) in enumerate(given)
+    ]
+    assert [one.value for one in select.implicit_first(told)] == [1, 2, 3, 0, 4]

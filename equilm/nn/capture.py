@@ -2,13 +2,14 @@
 
     capture = Capture(model.core);  z_BTD, state = capture(x_BTD, state)
 
-An equilibrium becomes three graphs: what is made once a solve, one sweep, and the gradient's
-forward and backward passes; the decision whether to go on stays with the host. Where the host never
-asks, since `check_every` is above `max_steps`, all is one graph, windows too. Read `equilibrium.py`
-first.
+An equilibrium becomes three graphs: what is made once a solve with the first sweep, each sweep
+after it, and the gradient's forward and backward passes; the decision whether to go on stays with
+the host. Where the host never asks, since `check_every` is above `max_steps`, all is one graph,
+windows too. Read `equilibrium.py` first.
 """
 
 import copy
+import itertools
 from contextlib import ExitStack
 from typing import Any
 
@@ -167,16 +168,10 @@ class _Implicit:
                     u_BTE = core.inject(self.x_BTD)
                     fresh = begin(core.zeros(*x_BTD.shape[:2]), self.solve)
                     self.progress: Progress = tree.map_(torch.clone, fresh)
+                    # The first evaluation draws the dropout masks, which are held for the others.
+                    self._sweep_once(state, u_BTE)
                 with torch.cuda.graph(self.sweep, pool=pool):
-                    after, _, _ = sweep(
-                        lambda z_BTD: core.body(z_BTD, state, u_BTE, None),
-                        self.progress,
-                        self.solve,
-                        chain=True,
-                        inplace=True,
-                    )
-                    tree.map_(_overwrite, self.progress, after)
-            # Dropout masks drawn by the prologue are held, so that both see the same F.
+                    self._sweep_once(state, u_BTE)
             with torch.enable_grad():
                 self.attach = _Graphed(self.function, self.progress.z, x_BTD)
 
@@ -185,7 +180,14 @@ class _Implicit:
             self.x_BTD.copy_(x_BTD)
             tree.map_(_overwrite, self.function.before, state)
             self.prologue.replay()
-            found = drive(self._step, self.progress, self.solve)
+            replays = itertools.chain([lambda: None], itertools.repeat(self.sweep.replay))
+
+            def step(progress: Progress) -> tuple[Progress, None]:
+                # The first sweep was the prologue's.
+                next(replays)()
+                return progress, None
+
+            found = drive(step, self.progress, self.solve)
             # The next solve overwrites these; the value is in use no longer than this call.
             self.core.report(
                 found._replace(steps=found.steps.clone(), residual=found.residual.clone())
@@ -193,9 +195,15 @@ class _Implicit:
         z_BTD: Tensor = self.attach(found.value, x_BTD)
         return z_BTD, tree.map_(torch.clone, self.function.after)
 
-    def _step(self, progress: Progress) -> tuple[Progress, None]:
-        self.sweep.replay()
-        return progress, None
+    def _sweep_once(self, state: State, u_BTE: Tensor) -> None:
+        after, _, _ = sweep(
+            lambda z_BTD: self.core.body(z_BTD, state, u_BTE, None),
+            self.progress,
+            self.solve,
+            chain=True,
+            inplace=True,
+        )
+        tree.map_(_overwrite, self.progress, after)
 
 
 def _overwrite(old: Tensor, new: Tensor) -> Tensor:

@@ -87,18 +87,25 @@ def test_rows_that_go_on_are_the_same(solve: Solve | None) -> None:
 
 
 def test_sweeps_and_gradient_drop_the_same() -> None:
-    """Two masks would move the point by about its own norm; what 60 sweeps leave moves it by 3%."""
+    """A solve at the masks of its gradient is nearer to it than one of the same tokens at others.
+
+    By 60 sweeps and two steps of the gradient: 0.02 to 0.08 of the norm in 150 draws on a CPU, and
+    1.21 to 1.29 from one draw to the next. Masks drawn anew by every sweep gave 0.43.
+    """
     model = model_of(implicit=True, dropout=0.5)
     core = model.core
     assert isinstance(core, Equilibrium)
     core.solve = Solve(tolerance=1e-5, max_steps=60, cycle=None)
     capture = Capture(core)
-    for _ in range(3):
-        x_BTD = model.embed(torch.randint(50, (3, 20)).cuda())
+    x_BTD = model.embed(torch.arange(60, device="cuda").view(3, 20) % 50)
+    others: list[Tensor] = []
+    for _ in range(4):
         with observed(model) as solutions:
             z_BTD, _ = capture(x_BTD)
-        found = solutions[0].value
-        assert (z_BTD - found).norm() < 0.1 * found.norm()
+        found = solutions[0].value.clone()
+        assert (z_BTD - found).norm() < 0.2 * found.norm()
+        assert all((z_BTD - other).norm() > 0.7 * found.norm() for other in others)
+        others.append(found)
 
 
 def test_a_phase_that_changes_is_recorded_anew() -> None:

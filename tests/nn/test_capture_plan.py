@@ -1,0 +1,87 @@
+"""What lies in which graph of a step, seen without a GPU; `test_capture.py` has numbers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from equilm import tree
+from equilm.nn.capture import Capture
+from equilm.nn.equilibrium import EquilibriumConfig, observed
+from equilm.nn.linear import VariationalDropout
+from equilm.nn.mamba2 import Mamba2Config
+from equilm.nn.model import LanguageModel, ModelConfig
+from equilm.solve import Phantom, Solve
+
+
+class Recorder:
+    """Stands for CUDA's graphs: notes which of them are replayed, and where masks are drawn."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.graphs: list[Any] = []
+        self.now: Any = None
+        self.draws: list[Any] = []
+        recorder, draw = self, torch.rand_like
+
+        class Graph:
+            def replay(self) -> None:
+                recorder.graphs.append(self)
+
+        def rand_like(*args: Any, **kwargs: Any) -> torch.Tensor:
+            recorder.draws.append(recorder.now)
+            return draw(*args, **kwargs)
+
+        patch.setattr(torch.cuda, "CUDAGraph", Graph)
+        patch.setattr(torch.cuda, "graph", self.graph)
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        patch.setattr(torch, "rand_like", rand_like)
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any) -> Iterator[None]:
+        """Record, which here is to run."""
+        self.now = graph
+        yield
+        self.now = None
+
+
+def model_of(solve: Solve) -> LanguageModel:
+    config = ModelConfig(
+        vocab_size=11,
+        width=8,
+        num_layers=2,
+        mixer=Mamba2Config(expand=2, head_width=8, state_size=4),
+        dropout=0.5,
+        equilibrium=EquilibriumConfig(solve=solve, gradient=Phantom(steps=2)),
+    )
+    model = LanguageModel(config, generator=torch.Generator().manual_seed(0)).train()
+    model.capture = Capture(model.core)
+    return model
+
+
+@pytest.mark.parametrize("check_every", [1, 6])
+def test_masks_are_drawn_once_a_solve(check_every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = Solve(max_steps=5, tolerance=0.0, check_every=check_every, cycle=None)
+    model, recorder = model_of(solve), Recorder(monkeypatch)
+    tokens_BT = torch.arange(12).view(2, 6) % 11
+    for _ in range(3):
+        model.loss(tokens_BT, tokens_BT, ignore=-100)
+    assert sum(isinstance(part, VariationalDropout) for part in model.modules()) == 2
+    eager, recorded = recorder.draws[:2], recorder.draws[2:]
+    assert eager == [None, None] and len(recorded) == 2 and None not in recorded
+    for drawn in set(recorded):
+        # Two replayed solves.
+        assert recorder.graphs.count(drawn) == 2
+
+
+@pytest.mark.parametrize("solve", [Solve(max_steps=5), Solve(max_steps=5, check_every=6, window=3)])
+def test_every_solve_is_told_once(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(solve)
+    Recorder(monkeypatch)
+    state, tokens_BT = model.init_state(2, 1), torch.arange(12).view(2, 6) % 11
+    for _ in range(4):
+        with observed(model) as solutions:
+            _, state = model.loss_from(tokens_BT, tokens_BT, state, ignore=-100)
+        assert len(solutions) == (2 if solve.window else 1)
+    assert not any(leaf.requires_grad for leaf in tree.leaves(state))

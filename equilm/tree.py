@@ -1,6 +1,6 @@
 """Trees of tensors: nested (named) tuples, batch first. States and solver memories are such trees.
 
-Not a registry and not a container library: five verbs. Read `equilm/nn/mixer.py` next.
+Not a registry and not a container library: six verbs. Read `equilm/nn/mixer.py` next.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,17 +46,6 @@ def take(tree: Tree, rows: Tensor) -> Tree:
     return map_(lambda leaf: leaf[rows], tree)
 
 
-def put(tree: Tree, rows: Tensor, values: Tree) -> Tree:
-    """Return a copy of `tree` in which `rows` hold `values`; neither argument is changed."""
-
-    def replace(leaf: Tensor, value: Tensor) -> Tensor:
-        leaf = leaf.clone()
-        leaf[rows] = value
-        return leaf
-
-    return map_(replace, tree, values)
-
-
 def select(mask_B: Tensor, new: Tree, old: Tree) -> Tree:
     """Return, row by row, `new` where the mask holds and `old` elsewhere.
 
@@ -70,6 +59,11 @@ def select(mask_B: Tensor, new: Tree, old: Tree) -> Tree:
         return torch.where(mask, after, before)
 
     return map_(choose, new, old)
+
+
+def overwrite(old: Tree, new: Tree) -> None:
+    """Copy `new` into the tensors of `old`, where these are not the very same."""
+    map_(lambda into, leaf: into.copy_(leaf) if into is not leaf else into, old, new)
 
 
 def detach(tree: Tree) -> Tree:

@@ -207,7 +207,7 @@ class Slots:
             ready_W1 &= wanted_W1
         told = ready_W1, p.steps, p.status, *traced
         image_W1D.copy_(fz_W1D)
-        tree.map_(lambda into, new: into.copy_(new) if into is not new else into, progress, p)
+        tree.overwrite(progress, p)
         # One table, so that the host asks once.
         return after, torch.cat([one.float() for one in told], dim=1).T.contiguous()
 

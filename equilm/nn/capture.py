@@ -142,7 +142,7 @@ class _Whole:
         self.told = True  # once, while recording
 
     def __call__(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        tree.map_(_overwrite, self.function.before, state)
+        tree.overwrite(self.function.before, state)
         y_BTD = self.graphed(x_BTD)
         for found in () if self.told else self.found:
             # The next call overwrites these.
@@ -178,7 +178,7 @@ class _Implicit:
     def __call__(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         with torch.no_grad():
             self.x_BTD.copy_(x_BTD)
-            tree.map_(_overwrite, self.function.before, state)
+            tree.overwrite(self.function.before, state)
             self.prologue.replay()
             replays = itertools.chain([lambda: None], itertools.repeat(self.sweep.replay))
 
@@ -203,11 +203,7 @@ class _Implicit:
             chain=True,
             inplace=True,
         )
-        tree.map_(_overwrite, self.progress, after)
-
-
-def _overwrite(old: Tensor, new: Tensor) -> Tensor:
-    return old.copy_(new) if old is not new else old
+        tree.overwrite(self.progress, after)
 
 
 class _Graphed:

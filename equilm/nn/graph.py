@@ -67,7 +67,7 @@ class Recorder:
         if name not in self._replays:
             before = tree.map_(torch.clone, changes)
             self._replays[name] = recorded(function)
-            tree.map_(lambda leaf, old: leaf.copy_(old), changes, before)
+            tree.overwrite(changes, before)
         result: T = self._replays[name]()
         return result
 

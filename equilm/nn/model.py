@@ -171,7 +171,7 @@ class LanguageModel(nn.Module):
             ValueError: As `loss`; also for a state without room.
         """
         found, state = self._loss(tokens_BT, targets_BT, state, ignore)
-        return found, tree.map_(Tensor.detach, state)
+        return found, tree.detach(state)
 
     def _loss(
         self, tokens_BT: Tensor, targets_BT: Tensor, state: State, ignore: int

@@ -72,7 +72,7 @@ class Walk:
         """Solve every token, and return the same as `slide`."""
         start, more, keep = (self._ready(part) for part in (self._start, self._sweep, self._keep))
         # Recording has walked ahead.
-        tree.map_(_overwrite, self.state, self.begins_in)
+        tree.overwrite(self.state, self.begins_in)
         self.at.zero_()
         sweeps, at_once = 0, min(self.solve.check_every, self.solve.max_steps)
         for _ in range(self.u_BTE.shape[1]):
@@ -95,7 +95,7 @@ class Walk:
     def _start(self) -> None:
         """Take the next token, and sweep."""
         self.u_B1E.copy_(self.u_BTE.index_select(1, self.at))
-        tree.map_(_overwrite, self.progress, self.fresh)
+        tree.overwrite(self.progress, self.fresh)
         self._sweep()
 
     def _sweep(self) -> None:
@@ -108,7 +108,7 @@ class Walk:
                 chain=False,
                 inplace=True,
             )
-            tree.map_(_overwrite, self.progress, after)
+            tree.overwrite(self.progress, after)
 
     def _keep(self) -> None:
         """Keep a token's answer and the state after it."""
@@ -117,9 +117,5 @@ class Walk:
         self.image_BTD.index_copy_(1, self.at, y_B1D.to(self.image_BTD.dtype))
         for into, leaf in zip(self.found, (p.z, p.status, p.steps, p.residual), strict=True):
             into.index_copy_(1, self.at, leaf)
-        tree.map_(_overwrite, self.state, after)
+        tree.overwrite(self.state, after)
         self.at.add_(1)
-
-
-def _overwrite(old: Tensor, new: Tensor) -> Tensor:
-    return old.copy_(new) if old is not new else old

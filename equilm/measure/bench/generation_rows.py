@@ -76,9 +76,4 @@ def _step(model: LanguageModel, tokens_B1: Tensor, state: State) -> None:
     """Let the likeliest next token and the next state take the place of these."""
     z_B1D, after = model.core(model.embed(tokens_B1), state)
     tokens_B1.copy_(model.logits(z_B1D).argmax(-1))
-    tree.map_(_keep, state, after)
-
-
-def _keep(old: Tensor, new: Tensor) -> None:
-    if old.data_ptr() != new.data_ptr():
-        old.copy_(new)
+    tree.overwrite(state, after)

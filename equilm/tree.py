@@ -1,6 +1,6 @@
 """Trees of tensors: nested (named) tuples, batch first. States and solver memories are such trees.
 
-Not a registry and not a container library: six verbs. Read `equilm/nn/mixer.py` next.
+Not a registry and not a container library: seven verbs. Read `equilm/nn/mixer.py` next.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,6 +44,17 @@ def leaves(tree: Tree) -> Iterator[Tensor]:
 def take(tree: Tree, rows: Tensor) -> Tree:
     """Return the rows `rows` (integers or a mask over the batch) of every tensor."""
     return map_(lambda leaf: leaf[rows], tree)
+
+
+def put(tree: Tree, rows: Tensor, values: Tree) -> Tree:
+    """Return a copy of `tree` in which `rows` hold `values`; neither argument is changed."""
+
+    def replace(leaf: Tensor, value: Tensor) -> Tensor:
+        leaf = leaf.clone()
+        leaf[rows] = value
+        return leaf
+
+    return map_(replace, tree, values)
 
 
 def select(mask_B: Tensor, new: Tree, old: Tree) -> Tree:

@@ -45,10 +45,14 @@ def test_leaves_come_from_left_to_right() -> None:
 
 
 @pytest.mark.parametrize("rows", [torch.tensor([2, 0]), torch.tensor([True, False] * 2)])
-def test_take_keeps_rows(rows: Tensor) -> None:
-    values = tree.take(make(), rows)
-    for leaf, whole in zip(tree.leaves(values), tree.leaves(make()), strict=True):
-        assert leaf.equal(whole[rows])
+def test_take_and_put_are_inverse(rows: Tensor) -> None:
+    values, into = tree.take(make(), rows), make(1000.0)
+    assert [len(leaf) for leaf in tree.leaves(values)] == [2, 2, 2]
+    written = tree.put(into, rows, values)
+    assert equal(tree.take(written, rows), values)
+    others = torch.tensor([1, 3])
+    assert equal(tree.take(written, others), tree.take(make(1000.0), others))
+    assert equal(into, make(1000.0)), "put changed its argument"
 
 
 def test_select_chooses_row_by_row() -> None:

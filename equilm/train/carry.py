@@ -54,20 +54,25 @@ def begun(
 
     Args:
         model: Gives the state of a row that begins anew.
-        before: Where they ended; `None`, or another number of rows, lets all begin anew.
+        before: Where they ended; `None`, or a state of another shape (other rows, other room), lets
+            all begin anew.
         rows: B.
         length: Tokens of this step …
         limit: … with which no row may come to more than these; one that would begins anew.
         noise: As for `fresh_state`.
     """
     fresh = fresh_state(model, rows=rows, capacity=max(length, limit), noise=noise)
-    if before is None or len(before.length_B) != rows:
+    if before is None or _shapes(before.state) != _shapes(fresh):
         nothing_B = torch.zeros(rows, dtype=torch.int64)
         return Carried(fresh, nothing_B, nothing_B)
     anew_B = (before.length_B == 0) | (before.length_B + length > limit)
     state = tree.select(anew_B.to(model.embedding.device), fresh, before.state)
     known_B, length_B = (part.masked_fill(anew_B, 0) for part in before[1:])
     return Carried(state, known_B, length_B)
+
+
+def _shapes(state: State) -> list[torch.Size]:
+    return [leaf.shape for leaf in tree.leaves(state)]
 
 
 def ended(

@@ -84,6 +84,17 @@ def test_a_row_begins_with_all_it_knew_or_with_nothing() -> None:
     assert again.length_B.tolist() == [0, 0, 0] == again.known_B.tolist()
 
 
+def test_rows_begin_anew_where_the_room_of_their_states_changes() -> None:
+    model = model_of(replace(RECIPE, model=replace(EXPLICIT, mixer=AttentionConfig(heads=2))))
+    before = carry.begun(model, None, rows=2, length=4, limit=8)
+    before = before._replace(length_B=torch.tensor([4, 4]))
+    lengths = [
+        carry.begun(model, before, rows=2, length=length, limit=limit).length_B.tolist()
+        for length, limit in ((4, 8), (4, 16), (12, 8))
+    ]
+    assert lengths == [[4, 4], [0, 0], [0, 0]]
+
+
 def test_answers_go_on_from_the_product_so_far() -> None:
     task = WordProblem(WordProblemConfig(group="A5"))
     whole = task.batch(split="train", length=9, batch_size=5, seed=0, index=0)

@@ -65,6 +65,8 @@ class Capture:
 
     def _can_record(self, x_BTD: Tensor, state: State) -> bool:
         """An exact gradient and a solve in pieces let the host decide in between."""
+        if not torch.is_grad_enabled():
+            return False  # there is no backward pass to record
         if any(leaf.requires_grad or not leaf.is_floating_point() for leaf in tree.leaves(state)):
             # A buffer that grows would be copied whole for every call.
             return False
@@ -79,7 +81,7 @@ class Capture:
         how = (core.solve, core.gradient) if isinstance(core, Equilibrium) else ()
         half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         shapes = [(tuple(leaf.shape), leaf.dtype) for leaf in (x_BTD, *tree.leaves(state))]
-        return tuple(shapes), half, core.training, how
+        return tuple(shapes), half, core.training, torch.is_grad_enabled(), how
 
 
 def _recorded(core: Mixer, x_BTD: Tensor, state: State) -> Any:

@@ -75,6 +75,21 @@ def test_masks_are_drawn_once_a_solve(check_every: int, monkeypatch: pytest.Monk
         assert recorder.graphs.count(drawn) == 2
 
 
+def test_nothing_is_recorded_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, recorder = model_of(Solve(max_steps=5, check_every=6)), Recorder(monkeypatch)
+    tokens_BT = torch.arange(12).view(2, 6) % 11
+    for _ in range(2):
+        with torch.no_grad():
+            model.eval().loss(tokens_BT, tokens_BT, ignore=-100)
+    assert not recorder.graphs
+    counts = []
+    for _ in range(2):
+        model.loss(tokens_BT, tokens_BT, ignore=-100).loss_sum.backward()
+        counts.append(len(recorder.graphs))
+    # The backward pass compiles its kernels before it is recorded.
+    assert counts[0] == 0 < counts[1]
+
+
 @pytest.mark.parametrize("solve", [Solve(max_steps=5), Solve(max_steps=5, check_every=6, window=3)])
 def test_every_solve_is_told_once(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(solve)

@@ -1,7 +1,7 @@
 """Recipes: strict frozen dataclasses read from TOML or JSON, and every mistake told in one line.
 
 A settings class is a frozen stdlib dataclass beside the thing that it sets. Tables become these,
-arrays tuples; one of several tables is picked by its `kind`. Read `cli.py` next.
+arrays tuples; one of several tables is picked by its `kind`. Read `record.py` next.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """Text to tokens and back: bytes, bare ids, or a tokenizer's folder; and text as it is generated.
 
-Read `generate.py` next.
+Read `generate.py` first.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@
     W_out (LayerNorm(y) · SiLU(g))
 
 The state has H · N · P numbers with N = P = D / H, and the last token. RWKV's channel mixing is
-left to the MLP of a block. Read `mingru.py` next.
+left to the MLP of a block. Read `rglru.py` next.
 """
 
 from dataclasses import dataclass

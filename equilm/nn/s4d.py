@@ -2,7 +2,8 @@
 
     ḣ = A h + u,   y = 2 Re(C h) + D u,   A = −exp(log_A_real) + i A_imag,   step exp(log_dt)
 
-Both views, recurrence and convolution, are in `equilm/ops/diagonal.py`. Read `dss.py` next.
+Both views, recurrence and convolution, are in `equilm/ops/diagonal.py`. Read `dss.py` and
+`liquid.py` next.
 """
 
 import math

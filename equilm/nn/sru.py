@@ -4,7 +4,7 @@
     f_t, r_t = σ(f + v_f c_{t−1} + b_f), σ(r + v_r c_{t−1} + b_r)
     c_t = f_t c_{t−1} + (1 − f_t) u,   y = W_out (r_t c_t + (1 − r_t) √3 x)
 
-The recurrence is `equilm/ops/sru.py`. Read `liquid.py` next.
+The recurrence is `equilm/ops/sru.py`. Read `mingru.py` next.
 """
 
 import math

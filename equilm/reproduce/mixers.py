@@ -2,7 +2,7 @@
 
 A row a mixer of MIXERS, and some more settings of them; a column a task. Quick ones are tiny and
 short, and tell what a mixer learns in some hundred steps, not what it can. Read
-`equilm.report.mixer_table.py` next, which draws the table.
+`equilm/report/mixer_table.py` next, which draws the table.
 """
 
 from collections.abc import Iterator

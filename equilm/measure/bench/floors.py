@@ -3,7 +3,7 @@
 A floor is the larger of two times: FLOPs by the rate of products, bytes by the rate of a copy. What
 must move is what lies between products. Every output of a projection, and what the next one reads,
 is written once and read once; so is the residual stream, at every norm; weights and injection are
-read once an evaluation. A backward pass counts twice a forward one. Read `training.py` next.
+read once an evaluation. A backward pass counts twice a forward one. Read `operation.py` next.
 """
 
 from collections.abc import Iterable

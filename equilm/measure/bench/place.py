@@ -1,6 +1,6 @@
 """Where and in which type is measured, and what a row gives, as Records.
 
-Read `report/speed.py` for how they are shown.
+Read `equilm/report/speed.py` for how they are shown.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The test before the timing: results in the type that is timed, against the plain ones in float64.
 
-In float64 no kernel is used, so that the same function is its own plain twin. Read `operations.py`
-and `training.py` for what is compared.
+In float64 no kernel is used, so that the same function is its own plain twin. Read `operation.py`
+and `train_rows.py` for what is compared.
 """
 
 from collections.abc import Mapping

@@ -24,6 +24,7 @@ from equilm.decode.sampling import NOTHING
 from equilm.decode.scheduler import Policy, Scheduler
 from equilm.decode.slots import Reading, Slots, Start
 from equilm.decode.snapshots import Snapshot, frozen, grows
+from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.model import LanguageModel
 
 
@@ -79,7 +80,8 @@ class Engine:
         if precision not in ("float32", "bf16"):
             raise ValueError(f"precision: expected 'float32' or 'bf16', got {precision!r}")
         device = model.embedding.device
-        pace = pace_of(device, window=window, chunk=chunk, check_every=check_every)
+        implicit, asked = isinstance(model.core, Equilibrium), {"window": window, "chunk": chunk}
+        pace = pace_of(device, implicit=implicit, check_every=check_every, **asked)
         self.model, self.precision = model, precision
         self.scheduler = Scheduler(slots=slots, policy=policy, sweeps_between=sweeps_between)
         self.evaluation = Evaluation(model, weights=weights)

@@ -29,16 +29,22 @@ class Pace:
 
 
 def pace_of(
-    device: torch.device, *, window: int | None, chunk: int | None, check_every: int | None
+    device: torch.device,
+    *,
+    implicit: bool,
+    window: int | None,
+    chunk: int | None,
+    check_every: int | None,
 ) -> Pace:
     """Return what was asked for, and what is good for a device where nothing was.
 
     On a GPU a window of 2,048 tokens takes little longer than one of 64, and every look at it costs
-    the time of a sweep (docs/performance.md); on a CPU neither is so.
+    the time of a sweep (docs/performance.md); on a CPU neither is so. An explicit model
+    is solved by one sweep, so that a second before a look would be for nothing.
     """
     own = Pace(window=64, chunk=256, check_every=1)
     if device.type == "cuda":
-        own = Pace(window=2048, chunk=2048, check_every=2)
+        own = Pace(window=2048, chunk=2048, check_every=2 if implicit else 1)
     return Pace(
         window=own.window if window is None else window,
         chunk=own.chunk if chunk is None else chunk,

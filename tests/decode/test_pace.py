@@ -7,7 +7,8 @@ import torch
 
 from equilm.decode.pace import Pace, pace_of
 
-NOTHING: dict[str, Any] = {"window": None, "chunk": None, "check_every": None}
+NAMES = ("window", "chunk", "check_every")
+NOTHING: dict[str, Any] = {"implicit": True, "window": None, "chunk": None, "check_every": None}
 
 
 def test_a_device_has_its_own() -> None:
@@ -16,7 +17,12 @@ def test_a_device_has_its_own() -> None:
     assert cuda == Pace(window=2048, chunk=2048, check_every=2)
 
 
-@pytest.mark.parametrize("name", NOTHING)
+def test_an_explicit_model_is_solved_after_one_sweep() -> None:
+    cuda = pace_of(torch.device("cuda"), **NOTHING | {"implicit": False})
+    assert cuda == Pace(window=2048, chunk=2048, check_every=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_asked_for_is_taken(name: str) -> None:
     for device in ("cpu", "cuda"):
         assert getattr(pace_of(torch.device(device), **NOTHING | {name: 7}), name) == 7

@@ -6,6 +6,7 @@ The small ones (`quick`) are the demo's: minutes on two CPU cores. Read `figures
 from dataclasses import replace
 
 from equilm.nn.attention import AttentionConfig
+from equilm.nn.deltanet import DeltaProductConfig
 from equilm.nn.equilibrium import EquilibriumConfig
 from equilm.nn.lstm import LSTMConfig
 from equilm.nn.mamba2 import Mamba2Config
@@ -25,6 +26,10 @@ from equilm.train.schedule import (
 
 MAMBA2_QUICK = Mamba2Config(head_width=32, state_size=16)
 MAMBA2_FULL = Mamba2Config(head_width=64, state_size=64)
+# A reflection swaps two things: as many a token as a permutation of three, or five, may need. One
+# tap, since with more it learns to look back instead.
+DELTA_PRODUCT_QUICK = DeltaProductConfig(heads=4, steps=2, conv_width=1)
+DELTA_PRODUCT_FULL = DeltaProductConfig(heads=12, steps=4, conv_width=1)
 LENGTHS_QUICK = (2, 3, 4, 6, 8, 11, 15, 20)
 LENGTHS_FULL = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Measured on S3 and S5: unrolled while sequences are short, then solved in windows.
@@ -121,6 +126,8 @@ def rivals(*, quick: bool) -> dict[str, tuple[int, MixerConfig]]:
         **({f"mamba2-{deepest}": (deepest, mamba2)} if deepest > 4 else {}),
         "llama": (4, AttentionConfig(heads=heads)),
         "lstm": (1, LSTMConfig()),
+        "mamba2-signed": (4, replace(mamba2, eigenvalues="signed")),
+        "deltaproduct": (1, DELTA_PRODUCT_QUICK if quick else DELTA_PRODUCT_FULL),
     }
 
 

@@ -41,7 +41,8 @@ class Evaluation:
     """(z, u, state) → (F(z), next state), and how to solve a piece of a prompt with it.
 
     Args:
-        model: In evaluation mode; its step rule and cycle rule are used, its limits are not.
+        model: In evaluation mode; its step rule and cycle rule are used, its limits are not, nor
+            how often it looks.
         weights: Whether Mamba2's projections are rounded to 8 bits, which are what is read where
             one row is evaluated on a GPU.
 
@@ -64,7 +65,8 @@ class Evaluation:
         self.model = model
         self.equilibrium = model.core if isinstance(model.core, Equilibrium) else None
         own = self.equilibrium.solve if self.equilibrium else Solve(cycle=None)
-        self.solve = replace(own, max_steps=max(1, own.max_steps))
+        # A training that never asks the host would sweep on over a prompt that is solved.
+        self.solve = replace(own, max_steps=max(1, own.max_steps), check_every=1)
         self._head_VD: Tensor | None = None
         self._kept: dict[Prepared, Tensor] = {}
         self._known: list[tuple[int, int]] = []

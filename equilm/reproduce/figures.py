@@ -176,7 +176,7 @@ def length(settings: Settings) -> Figure:
     for name in ("S3",) if quick else ("S5", "A5"):
         task = WordProblemConfig(group=name)
         measures = (_lengths(lengths, window=1),)
-        made = trackers.recipe(task, quick=quick, implicit=True)
+        made = trackers.tracker(task, quick=quick)
         runs.append(Run(name="implicit-1", group=name, recipe=made, measures=measures))
         for rival, (layers, mixer) in trackers.rivals(quick=quick).items():
             made = trackers.recipe(task, quick=quick, layers=layers, mixer=mixer)
@@ -198,7 +198,7 @@ def _of_tracker(
 ) -> Figure:
     """A figure of the one implicit tracker, which `length` trains too."""
     task = trackers.group(quick=settings.quick)
-    made = trackers.recipe(task, quick=settings.quick, implicit=True)
+    made = trackers.tracker(task, quick=settings.quick)
     run = Run(name="implicit-1", group=task.group, recipe=made, measures=measures)
     return Figure(name=name, runs=(run,), seeds=settings.seeds, draw=draw)
 

@@ -38,6 +38,13 @@ PHASES = (
     Phase(length=6, window=8, max_steps=16, steps_per_token=1.5, phantom_steps=4),
 )
 SOLVED = EquilibriumConfig(solve=Solve(tolerance=0.01, solver=Picard(damping=0.8)))
+# Those of recipes/s5.toml, whose rows go on.
+PHASES_CARRIED = (
+    Phase(max_steps=0, phantom_steps=4),
+    Phase(length=3, max_steps=0, phantom_steps=6),
+    Phase(length=4, max_steps=16, steps_per_token=1.5, phantom_steps=4),
+    Phase(length=16, window=8, max_steps=16, phantom_steps=4, carry=64),
+)
 
 
 def recipe(
@@ -91,6 +98,35 @@ def recipe(
         threads=1 if quick else None,
         log_every=5 if quick else 10,
         checkpoint_every=100,
+    )
+
+
+def tracker(task: TaskConfig, *, quick: bool) -> Recipe:
+    """Return the run of the one implicit tracker; in full it is recipes/s5.toml."""
+    made = recipe(task, quick=quick, implicit=True)
+    if quick:
+        return made
+    assert isinstance(made.model, ModelConfig)
+    model = replace(
+        made.model,
+        mixer=Mamba2Config(head_width=64, state_size=16, conv_width=2),
+        equilibrium=replace(SOLVED, solve=replace(SOLVED.solve, check_every=32)),
+    )
+    return replace(
+        made,
+        model=model,
+        steps=3000,
+        batch_size=2048,
+        max_tokens=4096,
+        curriculum=AdaptiveLengths(lengths=(2, 3, 4, 6, 8, 16), accuracy=0.95, min_steps=10),
+        phases=PHASES_CARRIED,
+        optim=replace(
+            made.optim,
+            rate=2e-3,
+            schedule=RateSchedule(shape="stable", warmup=0.02, cooldown=0.5),
+        ),
+        log_every=20,
+        checkpoint_every=500,
     )
 
 

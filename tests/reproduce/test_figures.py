@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from equilm.config import ConfigError
+from equilm.config import ConfigError, load
 from equilm.nn.model import LanguageModel
 from equilm.reproduce import FIGURES
 from equilm.reproduce.figures import Settings
 from equilm.reproduce.plan import Figure
-from equilm.tasks import CatbAbIConfig, TextConfig, build_task
+from equilm.reproduce.trackers import tracker
+from equilm.tasks import CatbAbIConfig, TextConfig, WordProblemConfig, build_task
 from equilm.train.recipe import Recipe
 
 
@@ -44,6 +45,11 @@ def test_five_seeds_or_three_or_one() -> None:
     several = {name: len(figure.seeds) for name, figure in figures(quick=False).items()}
     of_mixers = {name: several.pop(name) for name in ("mixers", "mamba-ablations")}
     assert set(several.values()) == {5} and set(of_mixers.values()) == {3}
+
+
+def test_the_tracker_in_full_is_the_recipe_that_is_shipped() -> None:
+    shipped = load(Recipe, Path(__file__).parents[2] / "recipes" / "s5.toml")
+    assert tracker(WordProblemConfig(group="S5"), quick=False) == shipped
 
 
 def test_catbabi_needs_its_data() -> None:

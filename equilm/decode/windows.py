@@ -13,6 +13,8 @@ from equilm import tree
 from equilm.nn.graph import Recorder
 from equilm.nn.mixer import Mixer, State
 
+KEPT = 8  # recordings at once, each of which holds what a whole evaluation needs in memory
+
 
 class Windows:
     """(z_BWD, u_BWE, state, valid_B) → (F(z), state after the valid), for as long as weights stay.
@@ -33,7 +35,7 @@ class Windows:
         self._static: dict[Any, list[Any]] = {}
 
     def forget(self) -> None:
-        """Record anew: the weights have moved."""
+        """Record anew: the weights have moved, or there is too much."""
         self._record.forget()
         for known in (self._seen, self._given, self._static):
             known.clear()
@@ -47,6 +49,10 @@ class Windows:
             # A shape that never comes back, such as that of an odd end, is not worth a recording.
             self._seen.add(name)
             return self.body(z_BWD, state, u_BWE, valid_B)
+        if name not in self._static and len(self._static) >= KEPT:
+            # Rows and lengths are many; what comes back is soon recorded again.
+            self.forget()
+            self._seen.add(name)
         self._copy_in(name, [z_BWD, u_BWE, valid_B, state])
         return self._record(name, self._call_of(name))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equilm import tree
-from equilm.decode import slots
+from equilm.decode import slots, windows
 from equilm.decode.engine import Engine
 from equilm.decode.evaluation import Evaluation
 from equilm.decode.request import Request, Sampling
@@ -126,8 +126,23 @@ def test_prompts_from_recordings(kind: str, recordings: list[Any]) -> None:
     told = run(Engine(model, slots=2, **settings), requests)
     assert [ids(one) for one in told] == [ids(plain(model, each)) for each in requests]
     # With and without a number of valid tokens; a cache would be copied whole.
-    windows = [one for one in recordings if "Windows" in one.__qualname__]
-    assert len(windows) == (2 if kind == "mamba2" else 0)
+    taken = [one for one in recordings if "Windows" in one.__qualname__]
+    assert len(taken) == (2 if kind == "mamba2" else 0)
+
+
+def test_few_windows_are_kept(recordings: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "KEPT", 1)
+    model = build("mamba2", True)
+    requests = [
+        Request(prompt=tuple(t % 11 for t in range(n)), max_tokens=2, tolerance=1e-7, max_steps=100)
+        for n in (21, 11, 22, 12)
+    ]
+    engine, told = Engine(model, slots=1, window=8, chunk=16, short=0), []
+    for request in requests:
+        told += run(engine, [request])
+        assert len(engine.evaluation._windows._static) == 1
+    assert [ids(one) for one in told] == [ids(plain(model, each)) for each in requests]
+    assert len([one for one in recordings if "Windows" in one.__qualname__]) > 2
 
 
 def test_weights_that_moved_are_recorded_anew(recordings: list[Any]) -> None:

@@ -67,8 +67,7 @@ def decode(cls: type[T], data: Mapping[str, object], *, where: str = "recipe") -
         the instance; `decode(cls, encode(x)) == x`.
 
     Raises:
-        ConfigError: one line for each unknown key, missing key, wrong value and ValueError raised
-            by a `__post_init__`.
+        ConfigError: a line for each unknown or missing key, wrong value, ValueError of a class.
     """
     reader = _Reader()
     instance = reader.value(cls, data, "", MISSING)

@@ -24,7 +24,6 @@ from equilm.decode.sampling import NOTHING
 from equilm.decode.scheduler import Policy, Scheduler
 from equilm.decode.slots import Reading, Slots, Start
 from equilm.decode.snapshots import Snapshot, frozen, grows
-from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.model import LanguageModel
 
 
@@ -79,12 +78,12 @@ class Engine:
             raise ValueError(f"start: expected 'zero' or 'previous', got {start!r}")
         if precision not in ("float32", "bf16"):
             raise ValueError(f"precision: expected 'float32' or 'bf16', got {precision!r}")
-        device = model.embedding.device
-        implicit, asked = isinstance(model.core, Equilibrium), {"window": window, "chunk": chunk}
-        pace = pace_of(device, implicit=implicit, check_every=check_every, **asked)
         self.model, self.precision = model, precision
         self.scheduler = Scheduler(slots=slots, policy=policy, sweeps_between=sweeps_between)
         self.evaluation = Evaluation(model, weights=weights)
+        implicit = self.evaluation.equilibrium is not None
+        asked = {"window": window, "chunk": chunk, "check_every": check_every}
+        pace = pace_of(model.embedding.device, implicit=implicit, **asked)
         with torch.no_grad(), self._computing():
             room = {"rows": slots, "capacity": capacity, "check_every": pace.check_every}
             self.slots = Slots(self.evaluation, start=start, **room)
@@ -188,8 +187,9 @@ class Engine:
                 # The weights stay folded as long as there is something to do.
                 if self.evaluation.is_stale():
                     self.slots.forget()
-                self._held.append(ExitStack())
-                self._held[0].enter_context(self.evaluation.held())
+                with ExitStack() as held:
+                    held.enter_context(self.evaluation.held())
+                    self._held.append(held.pop_all())
             events += self._admit()
             if self.scheduler.turn() == "prefill":
                 events += self._prefill()

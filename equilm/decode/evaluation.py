@@ -97,7 +97,11 @@ class Evaluation:
         """Keep the weights folded and cast for the duration of the block.
 
         Where recordings hold them, the next block finds them where they were, unless `is_stale`.
+
+        Raises:
+            ValueError: If another evaluation holds those of this model, and one of them rounds.
         """
+        self._check_alone()
         keeps = self.can_be_recorded or self._narrow
         model, kept = self.model, self._kept if keeps else {}
         if self.is_stale():
@@ -115,6 +119,13 @@ class Evaluation:
             finally:
                 if not self.can_be_recorded:
                     self._head_VD = None
+
+    @torch.no_grad()
+    def _check_alone(self) -> None:
+        for part in self.model.modules():
+            held = isinstance(part, Linear) and part.is_prepared()
+            if held and (part in self._narrow or part.narrowed is not None):
+                raise ValueError("weights: expected one engine busy with a model of fp8, got two")
 
     @torch.no_grad()
     def _round(self, kept: dict[Prepared, Tensor]) -> None:

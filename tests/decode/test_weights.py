@@ -43,6 +43,20 @@ def test_weights_that_moved_are_rounded_anew() -> None:
     assert run(engine, requests) == run(Engine(model, weights="fp8"), requests)
 
 
+def test_no_other_is_busy_beside_an_engine_that_rounds() -> None:
+    model, [request] = equilibrium_model("mamba2").eval(), ragged(1)
+    for weights in (("own", "fp8"), ("fp8", "own"), ("fp8", "fp8")):
+        busy, other = (Engine(model, weights=each) for each in weights)
+        number = busy.submit(request)
+        busy.step()
+        other.submit(request)
+        with pytest.raises(ValueError, match="expected one engine busy"):
+            other.step()
+        busy.cancel(number)
+        while other.busy:
+            other.step()
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="weights: expected 'own' for a model without Mamba2"):
         Engine(equilibrium_model("attention").eval(), weights="fp8")

@@ -216,7 +216,7 @@ class _Graphed:
     """
 
     def __init__(self, module: nn.Module, *args: Tensor) -> None:
-        self.inputs = args
+        self.inputs, self.calls = args, 0
         self.parameters = list(module.parameters())
         leaves = {name: leaf.detach().requires_grad_() for name, leaf in module.named_parameters()}
         wanted = [leaf for leaf in (*args, *leaves.values()) if leaf.requires_grad]
@@ -241,7 +241,8 @@ class _Graphed:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, graphed: _Graphed, count: int, *tensors: Tensor) -> Tensor:
-        ctx.graphed = graphed
+        graphed.calls += 1
+        ctx.graphed, ctx.call = graphed, graphed.calls
         for static, given in zip(graphed.inputs, tensors[:count], strict=True):
             if given.data_ptr() != static.data_ptr():
                 static.detach().copy_(given)
@@ -251,6 +252,9 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:
         graphed = ctx.graphed
+        if ctx.call != graphed.calls:
+            # What the forward pass kept lies where the next one has written.
+            raise RuntimeError("capture: expected a backward pass before the next forward one")
         graphed.cotangent.copy_(cotangent)
         graphed.backward.replay()
         return None, None, *graphed.gradients

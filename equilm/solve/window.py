@@ -85,7 +85,7 @@ class _Slider:
         stride = max(1, self.window // 4)
         waits = bool((self.start < self.limit).any())
         while waits:
-            for _ in range(self.solve.check_every):
+            for _ in range(min(self.solve.check_every, self.solve.max_steps) or 1):
                 measured = self.progress.z
                 self.progress, fz, after = sweep(self._at, self.progress, self.solve, chain=True)
                 self.sweeps += 1

@@ -123,6 +123,8 @@ def _done(figure: Figure, run: Run, seed: int, folder: Path, watch: Watch | None
             _train(recipe, folder, watch)
         failure.unlink(missing_ok=True)
         return _measured(run, seed, folder, figure.name)
+    except config.ConfigError:
+        raise  # the folder holds another run, which is no property of this one
     except figure.tolerates as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         failed = Record(

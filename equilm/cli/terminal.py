@@ -3,12 +3,15 @@
 Read `runs.py` next.
 """
 
+import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
 from tyro.conf import arg
 
-console = Console()
+# A pipe or a file has no width: tables keep their numbers whole there.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 errors = Console(stderr=True)
 
 

@@ -24,6 +24,7 @@ from equilm.decode.generate import generate
 from equilm.decode.request import Sampling
 from equilm.decode.text import Tokenizer
 from equilm.measure.evaluate import solving
+from equilm.measure.perplexity import LOGITS_AT_ONCE
 from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.linear import prepared
 from equilm.nn.model import LanguageModel
@@ -133,18 +134,26 @@ class Adapter(TemplateLM):
         padded = [row[:-1] + [0] * (longest - len(row) + 1) for row in rows]
         tokens_BT = torch.tensor(padded, device=device)
         z_BTD, _ = self.model.core(self.model.embed(tokens_BT), None, None, valid_B)
-        return [
-            self._judge(z_TD, row, len(ids))
-            for z_TD, row, (_, ids) in zip(z_BTD, rows, pairs, strict=True)
+        asked = [min(len(ids), len(row) - 1) for row, (_, ids) in zip(rows, pairs, strict=True)]
+        ends = [
+            (len(row) - 1 - count, len(row) - 1) for row, count in zip(rows, asked, strict=True)
         ]
+        z_ND = torch.cat([z_TD[low:high] for z_TD, (low, high) in zip(z_BTD, ends, strict=True)])
+        targets = [one for row, (low, _) in zip(rows, ends, strict=True) for one in row[low + 1 :]]
+        nats_N, hits_N = self._judge(z_ND, torch.tensor(targets, dtype=torch.int64, device=device))
+        scored = zip(nats_N.split(asked), hits_N.split(asked), strict=True)
+        return [(nats.sum().item(), bool(hits.all())) for nats, hits in scored]
 
-    def _judge(self, z_TD: Tensor, row: list[int], asked: int) -> tuple[float, bool]:
-        asked = min(asked, len(row) - 1)
-        logits_TV = self.model.logits(z_TD[len(row) - 1 - asked : len(row) - 1])
-        targets_T = torch.tensor(row[len(row) - asked :], device=logits_TV.device)
-        chosen_T = logits_TV.gather(-1, targets_T[:, None])[:, 0] - logits_TV.logsumexp(-1)
-        greedy = bool((logits_TV.argmax(-1) == targets_T).all())
-        return chosen_T.double().sum().item(), greedy
+    def _judge(self, z_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probability of each target and whether it is the likeliest, on the host."""
+        size = max(1, LOGITS_AT_ONCE // self.model.vocab_size)
+        nats, hits = [], []
+        for some_ND, some_N in zip(z_ND.split(size), targets_N.split(size), strict=True):
+            logits_NV = self.model.logits(some_ND)
+            nats.append(logits_NV.gather(-1, some_N[:, None])[:, 0] - logits_NV.logsumexp(-1))
+            hits.append(logits_NV.argmax(-1) == some_N)
+        # The device is asked once for a batch, not once for a row.
+        return torch.cat(nats).double().cpu(), torch.cat(hits).cpu()
 
     def _generate(self, context: str, options: Mapping[str, Any]) -> str:
         until = options.get("until", [])

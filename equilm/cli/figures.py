@@ -1,5 +1,6 @@
 """Commands about the paper's figures: reproduce."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,7 @@ def reproduce(
     out: Annotated[Path, argument("FOLDER")] = Path("runs/reproduce"),
     data: Annotated[Path | None, argument("FOLDER")] = None,
     only: Annotated[tuple[str, ...], argument("MIXER [MIXER ...]")] = (),
+    seeds: Annotated[tuple[int, ...], argument("SEED [SEED ...]")] = (),
     trained_only: bool = False,
 ) -> None:
     """Make one figure from recipe to plot; what an earlier call trained or measured is used.
@@ -45,6 +47,7 @@ def reproduce(
         data: For fig13 a folder of bAbI v1.2 with qa1_train.txt and so on; for fig4 one that
             `equilm data prepare` wrote, with documents of 8,193 tokens in its test split.
         only: Rows of the table of mixers to make; all if left out.
+        seeds: Of every run; the figure's own if left out, which is one, 0, if quick.
         trained_only: Train nothing, and draw what is there.
     """
     from equilm.reproduce import FIGURES
@@ -57,6 +60,8 @@ def reproduce(
         show(trainer.run(), name=run, num_steps=trainer.recipe.steps, console=console)
 
     figure = FIGURES[name](Settings(quick=quick, data=data, only=only))
+    if seeds:
+        figure = replace(figure, seeds=seeds)
     place = out / ("quick" if quick else "full")
     written = make(figure, place, watch=None if trained_only else watch, say=say)
     for path in written:

@@ -78,7 +78,7 @@ class Slots:
         # What a recording reads: which rows, their tokens, and what these are drawn with.
         self._rows_R, self._tokens_R1 = tokens_R1[:, 0].clone(), tokens_R1
         self._draws_R2 = torch.zeros(rows, 2, dtype=torch.float64, device=device)
-        self.recorder = Recorder(records=evaluation.can_be_recorded)
+        self.recorder = Recorder(evaluation.model, records=evaluation.can_be_recorded)
         self._width = rows
         self._keep: dict[int, Callable[[Tensor], None]] = {}
 

@@ -29,7 +29,7 @@ class Windows:
 
     def __init__(self, body: Mixer, *, records: bool) -> None:
         self.body = body
-        self._record = Recorder(records=records)
+        self._record = Recorder(body, records=records)
         self._seen: set[Any] = set()
         self._given: dict[Any, list[Tensor]] = {}
         self._static: dict[Any, list[Any]] = {}

@@ -72,6 +72,12 @@ def prepared(module: nn.Module, kept: dict[Prepared, Tensor] | None = None) -> I
             part.release()
 
 
+def constants(module: nn.Module) -> list[Tensor]:
+    """Return what is made of a module now, for one who goes on reading it; nothing outside."""
+    parts = [part for part in module.modules() if isinstance(part, Prepared)]
+    return [made for part in parts if (made := part.made()) is not None]
+
+
 @contextmanager
 def lowered(module: nn.Module) -> Iterator[None]:
     """Let evaluations without gradient multiply in 8 bits where they can; inside `prepared`.

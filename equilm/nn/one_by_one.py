@@ -8,14 +8,12 @@ between stays with the host, and where `check_every` sweeps are all there may be
 Read `equilibrium.py` first.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from equilm import tree
 from equilm.nn.block import Stack
-from equilm.nn.graph import recorded
+from equilm.nn.graph import Recorder
 from equilm.nn.mamba2 import Mamba2
 from equilm.nn.mixer import Mixer, State
 from equilm.solve.iterate import Progress, Solution, Solve, Status, begin, sweep
@@ -52,8 +50,9 @@ class Walk:
         self, body: Mixer, u_BTE: Tensor, state: State, width: int, solve: Solve, *, records: bool
     ) -> None:
         rows, length, _ = u_BTE.shape
-        self.body, self.u_BTE, self.solve, self.records = body, u_BTE, solve, records
-        self.begins_in, self.state = state, tree.map_(torch.clone, state)
+        self.body, self.u_BTE, self.solve = body, u_BTE, solve
+        self.state = tree.map_(torch.clone, state)
+        self.record = Recorder(body, records=records)
         dtype = torch.promote_types(u_BTE.dtype, torch.float32)
         zeros_B1D = u_BTE.new_zeros(rows, 1, width, dtype=dtype)
         self.fresh = begin(zeros_B1D, solve)
@@ -70,24 +69,17 @@ class Walk:
     @torch.no_grad()
     def run(self) -> Solution:
         """Solve every token, and return the same as `slide`."""
-        start, more, keep = (self._ready(part) for part in (self._start, self._sweep, self._keep))
-        # Recording has walked ahead.
-        tree.overwrite(self.state, self.begins_in)
-        self.at.zero_()
         sweeps, at_once = 0, min(self.solve.check_every, self.solve.max_steps)
         for _ in range(self.u_BTE.shape[1]):
-            start()
+            self.record("start", self._start)
             taken = at_once
             while taken < self.solve.max_steps and self._is_open():
-                more()
+                self.record("sweep", self._sweep, changes=self.progress)
                 taken += at_once
-            keep()
+            self.record("keep", self._keep, changes=(self.state, self.at))
             sweeps += taken + 1
         value, status, steps, residual = self.found
         return Solution(value, status, steps, residual, sweeps, None, (self.image_BTD, self.state))
-
-    def _ready(self, function: Callable[[], None]) -> Callable[[], None]:
-        return recorded(function) if self.records else function
 
     def _is_open(self) -> bool:
         return bool((self.progress.status == Status.OPEN).any())

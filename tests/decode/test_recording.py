@@ -1,11 +1,13 @@
 """What is replayed from recordings gives what is called, on a GPU and in an imitation of one."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equilm import tree
 from equilm.decode import slots, windows
@@ -14,7 +16,7 @@ from equilm.decode.evaluation import Evaluation
 from equilm.decode.request import Request, Sampling
 from equilm.nn import graph
 from equilm.nn.block import Stack
-from equilm.nn.linear import Weight
+from equilm.nn.linear import Weight, constants
 from tests.decode.plain import ids, plain, ragged, run
 from tests.nn.build import equilibrium_model, language_model
 
@@ -38,11 +40,13 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Let engines record on a CPU; holds what was recorded."""
     made: list[Any] = []
 
-    def noted(function: Callable[[], Any]) -> Callable[[], Any]:
+    def noted(function: Callable[[], Any], *, pool: Any) -> Callable[[], Any]:
+        assert pool is not None
         made.append(getattr(function, "func", function))
         return imitation(function)
 
     monkeypatch.setattr(graph, "recorded", noted)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, len(made)))
     monkeypatch.setattr(Evaluation, "can_be_recorded", True)
     return made
 
@@ -163,6 +167,30 @@ def test_weights_that_moved_are_recorded_anew(recordings: list[Any]) -> None:
     assert len(recordings) == 2 * count
 
 
+@pytest.mark.parametrize("settings", [{"short": 8}, {"short": 0, "window": 2}], ids=str)
+def test_weights_live_as_long_as_what_was_recorded_of_them(
+    settings: dict[str, Any], recordings: list[Any]
+) -> None:
+    model, request = equilibrium_model("mamba2", weight_norm=True).eval(), ragged(4)[0]
+    first = Engine(model)
+    number = first.submit(request)
+    first.step()
+    with torch.no_grad():
+        folded = [weakref.ref(made) for made in constants(model)]
+    # Busy meanwhile, it finds them folded; then who folded them goes.
+    second = Engine(model, **settings)
+    run(second, [request])
+    first.cancel(number)
+    del first
+    recordings.clear()
+    gc.collect()
+    assert folded and all(leaf() is not None for leaf in folded)
+    del second
+    recordings.clear()
+    gc.collect()
+    assert all(leaf() is None for leaf in folded)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "implicit"), KINDS)
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -182,7 +210,23 @@ def test_graphs_are_calling(kind: str, implicit: bool, precision: Any, check_eve
 @pytest.mark.gpu
 def test_graph() -> None:
     x: Tensor = torch.zeros(3, device="cuda")
-    record = graph.Recorder(records=True)
+    record = graph.Recorder(nn.Identity(), records=True)
     for turn in range(3):
         y = record("add", lambda: x.add_(1) * 2, changes=x)
         assert y.tolist() == [2.0 * (turn + 1)] * 3
+
+
+@pytest.mark.gpu
+def test_graphs_share_their_memory() -> None:
+    size = 64 * 2**20
+    x: Tensor = torch.ones(size // 4, device="cuda")
+    record, before = graph.Recorder(nn.Identity(), records=True), torch.cuda.memory_reserved()
+    for _ in range(2):
+        # Each needs room for one tensor of this size on the way, and returns a number.
+        for turn in range(5):
+            assert record(turn, lambda: (x + 1).sum()).item() == size // 2
+        torch.cuda.empty_cache()
+        assert torch.cuda.memory_reserved() - before < 2 * size
+        record.forget()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() - before < size

@@ -185,7 +185,7 @@ class Engine:
         with self._computing():
             if not self._held:
                 # The weights stay folded as long as there is something to do.
-                if self.evaluation.is_stale():
+                if self.evaluation.refresh():
                     self.slots.forget()
                 with ExitStack() as held:
                     held.enter_context(self.evaluation.held())

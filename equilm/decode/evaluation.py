@@ -69,7 +69,7 @@ class Evaluation:
         self.solve = replace(own, max_steps=max(1, own.max_steps), check_every=1)
         self._head_VD: Tensor | None = None
         self._kept: dict[Prepared, Tensor] = {}
-        self._known: list[tuple[int, int]] = []
+        self._known: list[tuple[float, ...]] = []
         # A buffer that grows would be copied whole for every window.
         grows = isinstance(model.config.mixer, AttentionConfig)
         body = self.equilibrium.body if self.equilibrium else model.core
@@ -86,39 +86,48 @@ class Evaluation:
             and self._has_kernels(self.model.config.mixer)
         )
 
+    @property
+    def _keeps(self) -> bool:
+        """Whether what was made of the weights outlives the block that made it."""
+        return self.can_be_recorded or bool(self._narrow)
+
     @staticmethod
     def _has_kernels(mixer: object) -> bool:
         if isinstance(mixer, Mamba2Config):
             return mixer.eigenvalues == "positive"
         return isinstance(mixer, AttentionConfig)
 
+    @torch.no_grad()
+    def refresh(self) -> bool:
+        """Forget what was made of weights that have changed since; return whether any have.
+
+        A change that PyTorch does not count, such as a fused optimizer's or one through `.data`, is
+        seen in the norms of the parameters: one too small to show in any of them is not.
+        """
+        known, self._known = self._known, _marks(self.model) if self._keeps else []
+        if self._keeps and known == self._known:
+            return False
+        self._windows.forget()
+        self._kept.clear()
+        self._narrow = dict.fromkeys(self._narrow)
+        self._head_VD = None
+        return True
+
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the weights folded and cast for the duration of the block.
+        """Keep the weights folded and cast for the duration of the block; `refresh` before.
 
-        Where recordings hold them, the next block finds them where they were, unless `is_stale`.
+        Where recordings hold them, the next block finds them where they were.
 
         Raises:
             ValueError: If another evaluation holds those of this model, and one of them rounds.
         """
         self._check_alone()
-        keeps = self.can_be_recorded or self._narrow
-        model, kept = self.model, self._kept if keeps else {}
-        if self.is_stale():
-            self._windows.forget()
-            kept.clear()
-            self._narrow = dict.fromkeys(self._narrow)
-            self._head_VD = None
-        self._known = _versions(model)
-        with prepared(model, kept):
-            self._round(kept)
+        with prepared(self.model, self._kept if self._keeps else {}):
+            self._round()
             if self._head_VD is None:
                 self._head_VD = self._head()
-            try:
-                yield
-            finally:
-                if not self.can_be_recorded:
-                    self._head_VD = None
+            yield
 
     @torch.no_grad()
     def _check_alone(self) -> None:
@@ -128,16 +137,12 @@ class Evaluation:
                 raise ValueError("weights: expected one engine busy with a model of fp8, got two")
 
     @torch.no_grad()
-    def _round(self, kept: dict[Prepared, Tensor]) -> None:
+    def _round(self) -> None:
         for part, narrowed in self._narrow.items():
             if narrowed is None:
                 narrowed = self._narrow[part] = by_rows(part.effective())
-                kept[part] = widened(narrowed, part.effective().dtype)
-            part.narrow(narrowed, kept[part])
-
-    def is_stale(self) -> bool:
-        """Whether a parameter has changed or moved since the weights were last held."""
-        return self._known != _versions(self.model)
+                self._kept[part] = widened(narrowed, part.effective().dtype)
+            part.narrow(narrowed, self._kept[part])
 
     def _head(self) -> Tensor:
         head_VD: Tensor = self.model.embedding if self.model.head is None else self.model.head
@@ -223,6 +228,10 @@ class Evaluation:
         return Prefilled(y_BTD, found.steps, found.status, state, found.sweeps)
 
 
-def _versions(model: LanguageModel) -> list[tuple[int, int]]:
-    """Where each parameter lies, and how often it was written."""
-    return [(leaf.data_ptr(), leaf._version) for leaf in model.parameters()]
+def _marks(model: LanguageModel) -> list[tuple[float, ...]]:
+    """Where each parameter lies, how often it was written by PyTorch's count, and its norm."""
+    leaves: list[Tensor] = list(model.parameters())
+    norms = torch.stack(torch._foreach_norm(leaves)).tolist()
+    return [
+        (leaf.data_ptr(), leaf._version, norm) for leaf, norm in zip(leaves, norms, strict=True)
+    ]

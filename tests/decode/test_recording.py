@@ -17,6 +17,7 @@ from equilm.decode.request import Request, Sampling
 from equilm.nn import graph
 from equilm.nn.block import Stack
 from equilm.nn.linear import Weight, constants
+from equilm.nn.model import LanguageModel
 from tests.decode.plain import ids, plain, ragged, run
 from tests.nn.build import equilibrium_model, language_model
 
@@ -149,7 +150,34 @@ def test_few_windows_are_kept(recordings: list[Any], monkeypatch: pytest.MonkeyP
     assert len([one for one in recordings if "Windows" in one.__qualname__]) > 2
 
 
-def test_weights_that_moved_are_recorded_anew(recordings: list[Any]) -> None:
+def assigned(model: LanguageModel) -> None:
+    with torch.no_grad():
+        model.embedding.copy_(model.embedding.flip(0))
+        for part in model.modules():
+            if isinstance(part, Weight):
+                part.assign(0.9 * part.effective())
+
+
+def loaded(model: LanguageModel) -> None:
+    model.load_state_dict({name: leaf.flip(0) for name, leaf in model.state_dict().items()})
+
+
+def optimized(model: LanguageModel) -> None:
+    for leaf in model.parameters():
+        leaf.grad = leaf.detach().flip(-1)
+    # It writes without being counted.
+    torch.optim.AdamW(model.parameters(), lr=0.3, fused=True).step()
+
+
+def uncounted(model: LanguageModel) -> None:
+    for leaf in model.parameters():
+        leaf.data *= 1.5
+
+
+@pytest.mark.parametrize("write", [assigned, loaded, optimized, uncounted])
+def test_weights_that_moved_are_recorded_anew(
+    write: Callable[[LanguageModel], None], recordings: list[Any]
+) -> None:
     model = build("mamba2", True)
     engine, request = Engine(model), Request(prompt=(1, 2), max_tokens=3)
     before, count = run(engine, [request]), len(recordings)
@@ -157,11 +185,7 @@ def test_weights_that_moved_are_recorded_anew(recordings: list[Any]) -> None:
     assert run(engine, [request]) == before and len(recordings) == count
     with torch.no_grad():
         assert not any(part.is_prepared() for part in model.modules() if isinstance(part, Weight))
-    with torch.no_grad():
-        model.embedding.copy_(model.embedding.flip(0))
-        for part in model.modules():
-            if isinstance(part, Weight):
-                part.assign(0.9 * part.effective())
+    write(model)
     after = run(engine, [request])
     assert after == [plain(model, request)] != before
     assert len(recordings) == 2 * count

@@ -1,6 +1,6 @@
 """Figure 4: language models on contexts longer than any they were trained on. Read `plan.py` first.
 
-The four models are those of `recipes/lm-small-*.toml`, of 18M parameters where the published ones
+The four models are those of `recipes/lm-small-*.toml`, of 30M parameters where the published ones
 have up to 1.3B; a test keeps both the same.
 """
 
@@ -95,22 +95,22 @@ def recipe(sources: tuple[str, ...], *, llama: bool, implicit: bool, quick: bool
         implicit: Whether the stack is iterated to its fixed point.
         quick: Whether it is to take a minute or two of a CPU.
     """
-    width, heads = (64, 2) if quick else (512, 8)
     mamba2 = Mamba2Config(head_width=32, state_size=16) if quick else Mamba2Config()
+    used = Solve(tolerance=0.05, max_steps=64, window=256)
     model = ModelConfig(
-        width=width,
-        num_layers=(2 if quick else 8) // (2 if llama else 1),
-        mixer=AttentionConfig(heads=heads) if llama else mamba2,
-        mlp_hidden=3 * width if llama else None,
+        width=64 if quick else 640,
+        num_layers=(1 if quick else 5) if llama else (2 if quick else 9),
+        mixer=AttentionConfig(heads=2 if quick else 10) if llama else mamba2,
+        mlp_hidden=(192 if quick else 1728) if llama else None,
         weight_norm=implicit,
-        equilibrium=EquilibriumConfig(solve=Solve(tolerance=0.05)) if implicit else None,
+        equilibrium=EquilibriumConfig(solve=used) if implicit else None,
     )
     bounded = Phase(max_steps=4, phantom_steps=1)
     free = Phase(share=0.8, max_steps=32 if llama else 24, phantom_steps=4)
     return Recipe(
         model=model,
         task=TextConfig(sources=sources, boundaries="carry"),
-        steps=160 if quick else 1024,
+        steps=160 if quick else 512,
         batch_size=8 if quick else 64,
         curriculum=FixedLengths(lengths=(LENGTH_QUICK if quick else LENGTH,)),
         phases=(bounded, free) if implicit else Recipe.phases,
@@ -121,9 +121,9 @@ def recipe(sources: tuple[str, ...], *, llama: bool, implicit: bool, quick: bool
             schedule=RateSchedule(shape="cosine", warmup=0.05, final=0.1),
         ),
         threads=1 if quick else None,
-        log_every=8,
+        log_every=4,
         checkpoint_every=128,
-        keep_checkpoints=8,
+        keep_checkpoints=4,
     )
 
 

@@ -1,7 +1,7 @@
 """Accuracy at each length on sequences of that length, in pieces that pass the state on.
 
 `evaluate.py` takes prefixes of long sequences, which suits tasks that ask all along; here the end
-alone may be asked, and a sequence may be longer than fits. Read `pace.py` next.
+alone may be asked, and a sequence may be longer than fits. Read `throughput.py` next.
 """
 
 from collections.abc import Iterator

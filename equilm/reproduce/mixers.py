@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from equilm.config import ConfigError, nearest
 from equilm.measure.at_lengths import AtLengths
-from equilm.measure.pace import Pace
+from equilm.measure.throughput import Throughput
 from equilm.nn.equilibrium import EquilibriumConfig
 from equilm.nn.hybrid import HybridConfig
 from equilm.nn.model import ModelConfig
@@ -146,8 +146,8 @@ def _run(name: str, mixer: Row, column: Column, *, quick: bool, implicit: bool) 
     tested = AtLengths(lengths=tests, batch_size=64, window=column.window)
     measures: list[Measurement] = [Part(part=column.part, measure=tested)]
     if column.part == "recall":
-        pace = Pace(batch_size=4, length=64, slots=4) if quick else Pace()
-        measures.append(Part(part="pace", measure=pace))
+        speed = Throughput(batch_size=4, length=64, slots=4) if quick else Throughput()
+        measures.append(Part(part="pace", measure=speed))
     return Run(
         name=f"{name}{IMPLICIT}" if implicit else name,
         group=f"{GROUP}{column.part}",

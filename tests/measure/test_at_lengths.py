@@ -8,7 +8,7 @@ import torch
 from equilm import tree
 from equilm.measure import at_lengths
 from equilm.measure.at_lengths import AtLengths
-from equilm.measure.pace import Pace
+from equilm.measure.throughput import Throughput
 from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
@@ -56,8 +56,8 @@ def test_a_model_is_left_as_it_was(model: LanguageModel) -> None:
     core = model.core
     before = (core.solve, core.gradient) if isinstance(core, Equilibrium) else None
     weights = [parameter.clone() for parameter in model.parameters()]
-    pace = Pace(batch_size=2, length=8, slots=2, repeats=1)
-    found = {one.name: one for one in pace.records(model, TASK)}
+    speed = Throughput(batch_size=2, length=8, slots=2, repeats=1)
+    found = {one.name: one for one in speed.records(model, TASK)}
     list(AtLengths(lengths=(9,)).records(model, TASK))
     if isinstance(core, Equilibrium):
         assert (core.solve, core.gradient) == before

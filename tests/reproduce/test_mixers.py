@@ -8,7 +8,7 @@ import pytest
 from equilm import record
 from equilm.config import ConfigError
 from equilm.measure.at_lengths import AtLengths
-from equilm.measure.pace import Pace
+from equilm.measure.throughput import Throughput
 from equilm.nn.mixers import MIXERS
 from equilm.nn.model import LanguageModel
 from equilm.reproduce import ablations
@@ -44,9 +44,9 @@ def short(figure: Figure, *parts: str) -> Figure:
 
 def cheap(part: Measurement) -> Part:
     assert isinstance(part, Part)
-    if isinstance(part.measure, Pace):
-        pace = Pace(batch_size=1, length=4, slots=1, sweeps=(1, 1), max_steps=2, repeats=1)
-        return replace(part, measure=pace)
+    if isinstance(part.measure, Throughput):
+        speed = Throughput(batch_size=1, length=4, slots=1, sweeps=(1, 1), max_steps=2, repeats=1)
+        return replace(part, measure=speed)
     assert isinstance(part.measure, AtLengths)
     return replace(part, measure=replace(part.measure, batch_size=2, max_steps=2))
 

@@ -21,7 +21,7 @@ from equilm.tasks import IGNORE, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class Throughput:
     """What to time, on random tokens.
 
     Args:

@@ -36,10 +36,10 @@ class AssociativeRecallConfig:
 
     def __post_init__(self) -> None:
         if self.pairs < 1:
-            raise ValueError(f"pairs: expected at least 1, got {self.pairs}")
+            raise ValueError(f"pairs: expected an integer >= 1, got {self.pairs}")
         if self.vocabulary // 2 < self.pairs + 1:
             raise ValueError(
-                f"vocabulary: expected at least {2 * self.pairs + 2} for {self.pairs} pairs, "
+                f"vocabulary: expected an integer >= {2 * self.pairs + 2} for {self.pairs} pairs, "
                 f"got {self.vocabulary}"
             )
         if not self.power > 0:
@@ -72,7 +72,7 @@ class AssociativeRecall(Task):
         check_position(split=split, length=length, batch_size=batch_size, index=index)
         pairs, half = self.config.pairs, self.vocab_size // 2
         if length < 4 * pairs:
-            raise ValueError(f"length: expected at least {4 * pairs}, got {length}")
+            raise ValueError(f"length: expected an integer >= {4 * pairs}, got {length}")
         generator = position_generator(split=split, length=length, seed=seed, index=index)
         tokens_BT = torch.randint(self.vocab_size, (batch_size, length), generator=generator)
         key_BK = torch.rand(batch_size, half, generator=generator).topk(pairs).indices

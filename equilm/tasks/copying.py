@@ -37,8 +37,9 @@ class CopyingConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("items", 1), ("vocabulary", 3)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
 
 
 @final
@@ -65,7 +66,7 @@ class Copying(Task):
         check_position(split=split, length=length, batch_size=batch_size, index=index)
         items, told = self.config.items, length - self.config.items
         if told < items:
-            raise ValueError(f"length: expected at least {2 * items}, got {length}")
+            raise ValueError(f"length: expected an integer >= {2 * items}, got {length}")
         generator = position_generator(split=split, length=length, seed=seed, index=index)
         item_BK = torch.randint(2, self.vocab_size, (batch_size, items), generator=generator)
         tokens_BT = torch.zeros(batch_size, length, dtype=torch.int64)

@@ -31,7 +31,7 @@ class InductionConfig:
 
     def __post_init__(self) -> None:
         if self.vocabulary < 3:
-            raise ValueError(f"vocabulary: expected at least 3, got {self.vocabulary}")
+            raise ValueError(f"vocabulary: expected an integer >= 3, got {self.vocabulary}")
 
 
 @final
@@ -56,7 +56,7 @@ class Induction(Task):
         """
         check_position(split=split, length=length, batch_size=batch_size, index=index)
         if length < 3:
-            raise ValueError(f"length: expected at least 3, got {length}")
+            raise ValueError(f"length: expected an integer >= 3, got {length}")
         generator = position_generator(split=split, length=length, seed=seed, index=index)
         tokens_BT = torch.randint(1, self.vocab_size, (batch_size, length), generator=generator)
         first_B1 = torch.randint(length - 2, (batch_size, 1), generator=generator)

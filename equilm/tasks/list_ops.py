@@ -45,7 +45,7 @@ class ListOpsConfig:
     def __post_init__(self) -> None:
         for name in ("max_depth", "max_arguments"):
             if getattr(self, name) < 2:
-                raise ValueError(f"{name}: expected at least 2, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected an integer >= 2, got {getattr(self, name)}")
 
 
 @final
@@ -70,7 +70,7 @@ class ListOps(Task):
         """
         check_position(split=split, length=length, batch_size=batch_size, index=index)
         if length < 4:
-            raise ValueError(f"length: expected at least 4, got {length}")
+            raise ValueError(f"length: expected an integer >= 4, got {length}")
         generator = position_generator(split=split, length=length, seed=seed, index=index)
         random = Random(int(torch.randint(2**62, (), generator=generator)))
         tokens_BT = torch.full((batch_size, length), END)

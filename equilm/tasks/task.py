@@ -103,7 +103,7 @@ def check_position(*, split: str, length: int, batch_size: int, index: int) -> N
     smallest = {"length": (length, 1), "batch_size": (batch_size, 1), "index": (index, 0)}
     for name, (value, least) in smallest.items():
         if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}")
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
 
 
 def position_generator(*, split: str, length: int, seed: int, index: int) -> torch.Generator:

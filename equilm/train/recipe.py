@@ -124,7 +124,7 @@ class Recipe:
             return replace(self.model, vocab_size=task.vocab_size)
         if self.model.vocab_size < task.vocab_size:
             raise ValueError(
-                f"model.vocab_size: expected at least {task.vocab_size}, as the task needs, "
+                f"model.vocab_size: expected an integer >= {task.vocab_size}, as the task needs, "
                 f"got {self.model.vocab_size}"
             )
         return self.model

@@ -12,7 +12,7 @@ from equilm.decode.server.settings import Limits, ServerConfig
     [
         ({"tolerance": 1e300}, r"tolerance: expected a number in \[0, 1\], got 1e\+300"),
         ({"max_queue": -1}, "max_queue: expected an integer >= 0, got -1"),
-        ({"most_steps": 3}, "most_steps: expected at least 64, got 3"),
+        ({"most_steps": 3}, "most_steps: expected an integer >= 64, got 3"),
     ],
 )
 def test_limits_that_are_wrong(change: dict[str, Any], told: str) -> None:

@@ -79,5 +79,5 @@ def test_what_is_no_list_is_refused(text: str) -> None:
 
 
 def test_settings_out_of_range() -> None:
-    with pytest.raises(ValueError, match="max_depth: expected at least 2, got 1"):
+    with pytest.raises(ValueError, match="max_depth: expected an integer >= 2, got 1"):
         ListOpsConfig(max_depth=1)

@@ -65,15 +65,17 @@ def test_short_gaps_are_the_commonest() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="length: expected at least 10, got 9"):
+    with pytest.raises(ValueError, match="length: expected an integer >= 10, got 9"):
         batch_of(Copying(CopyingConfig(items=5)), 9)
-    with pytest.raises(ValueError, match="length: expected at least 3, got 2"):
+    with pytest.raises(ValueError, match="length: expected an integer >= 3, got 2"):
         batch_of(Induction(InductionConfig()), 2)
-    with pytest.raises(ValueError, match="length: expected at least 16, got 15"):
+    with pytest.raises(ValueError, match="length: expected an integer >= 16, got 15"):
         batch_of(AssociativeRecall(AssociativeRecallConfig(pairs=4)), 15)
-    with pytest.raises(ValueError, match="vocabulary: expected at least 10 for 4 pairs, got 9"):
+    with pytest.raises(
+        ValueError, match="vocabulary: expected an integer >= 10 for 4 pairs, got 9"
+    ):
         AssociativeRecallConfig(pairs=4, vocabulary=9)
-    with pytest.raises(ValueError, match="items: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="items: expected an integer >= 1, got 0"):
         CopyingConfig(items=0)
-    with pytest.raises(ValueError, match="vocabulary: expected at least 3, got 2"):
+    with pytest.raises(ValueError, match="vocabulary: expected an integer >= 3, got 2"):
         InductionConfig(vocabulary=2)

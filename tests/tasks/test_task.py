@@ -82,9 +82,9 @@ def test_stream_is_the_same_on_every_platform() -> None:
     ("change", "message"),
     [
         ({"split": "tset"}, "split: expected one of train, valid, test; got 'tset', .*'test'"),
-        ({"length": 0}, "length: expected at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"index": -1}, "index: expected at least 0, got -1"),
+        ({"length": 0}, "length: expected an integer >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size: expected an integer >= 1, got 0"),
+        ({"index": -1}, "index: expected an integer >= 0, got -1"),
     ],
 )
 def test_impossible_position_is_named(task: Task, change: dict[str, Any], message: str) -> None:

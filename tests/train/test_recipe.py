@@ -45,7 +45,7 @@ def test_a_preset_takes_the_vocabulary_of_the_task() -> None:
     assert replace(TINY, model=MODEL).model_for(task).vocab_size == 60
     larger = replace(MODEL, vocab_size=64)
     assert replace(TINY, model=larger).model_for(task) == larger
-    with pytest.raises(ValueError, match=r"model\.vocab_size: expected at least 60, .* got 59"):
+    with pytest.raises(ValueError, match=r"vocab_size: expected an integer >= 60, .* got 59"):
         replace(TINY, model=replace(MODEL, vocab_size=59)).model_for(task)
 
 

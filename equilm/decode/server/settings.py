@@ -37,7 +37,7 @@ class Limits:
         for name, good, expected in (
             ("tolerance", 0 <= self.tolerance <= 1, "a number in [0, 1]"),
             ("max_steps", self.max_steps >= 1, "an integer >= 1"),
-            ("most_steps", self.most_steps >= self.max_steps, f"at least {self.max_steps}"),
+            ("most_steps", self.most_steps >= self.max_steps, f"an integer >= {self.max_steps}"),
             ("max_prompt", self.max_prompt >= 1, "an integer >= 1"),
             ("max_answer", self.max_answer >= 1, "an integer >= 1"),
             ("max_body_bytes", self.max_body_bytes >= 1, "an integer >= 1"),

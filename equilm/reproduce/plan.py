@@ -99,12 +99,18 @@ def reproduce(
     """
     records: list[Record] = []
     written: list[Path] = []
+    missing = 0
     runs = [(run, seed) for seed in figure.seeds for run in figure.runs]
     try:
         for done, (run, seed) in enumerate(runs):
             folder = out / "runs" / f"seed-{seed}" / run.group / run.name
-            say(f"{figure.name} {done + 1}/{len(runs)}: {folder}")
-            records += _done(figure, run, seed, folder, watch)
+            if watch is not None or folder.exists():
+                say(f"{figure.name} {done + 1}/{len(runs)}: {folder}")
+            found = _done(figure, run, seed, folder, watch)
+            missing += not found
+            records += found
+        if missing:
+            say(f"{figure.name}: {missing} of {len(runs)} runs are missing or not finished")
     finally:
         written += _write(figure, out / figure.name, records)
     return written

@@ -109,6 +109,22 @@ def test_a_changed_measurement_is_measured_again_and_trains_nothing(
     assert (watch.steps, MEASURED) == (4, [1, 1, 2, 2, 1, 1])
 
 
+def test_missing_runs_are_counted(tmp_path: Path, watch: Watch) -> None:
+    told: list[str] = []
+    reproduce(figure(), tmp_path, watch=None, say=told.append)
+    assert told == ["one: 2 of 2 runs are missing or not finished"]
+    told.clear()
+    first = replace(figure(), seeds=(0,))
+    reproduce(first, tmp_path, watch=watch, say=told.append)
+    reproduce(figure(), tmp_path, watch=None, say=told.append)
+    done = tmp_path / "runs" / "seed-0" / "main" / "tiny"
+    assert told == [
+        f"one 1/1: {done}",
+        f"one 1/2: {done}",
+        "one: 1 of 2 runs are missing or not finished",
+    ]
+
+
 def test_an_interrupted_run_goes_on(tmp_path: Path, watch: Watch) -> None:
     def stop(trainer: Trainer, name: str) -> None:
         next(iter(trainer.run()))

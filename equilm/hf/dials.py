@@ -60,7 +60,8 @@ class Watch:
         with observed(core) as found:
             yield
         tokens = sum(solution.status.numel() for solution in found)
-        capped = sum(int((solution.status == Status.CAPPED).sum()) for solution in found)
+        # Asked once a call: windows each have a solution of their own.
+        capped = int(sum((solution.status == Status.CAPPED).sum() for solution in found))
         if capped > MOST_CAPPED * tokens:
             self.warned = True
             warnings.warn(

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from equilm.ops.recurrence import recurrence
 
-KERNELS = False  # whether a GPU uses the Triton kernels: not before they are checked on one
-MAX_KERNEL_STATE = 64  # N of the Triton kernels, which keep a channel's state in a thread
+MAX_KERNEL_STATE = 64  # N of the Triton kernels, which keep a channel's state in registers
 CHUNK = 64  # tokens whose states (B, CHUNK, I, N) are there at once, without a gradient
 
 
@@ -81,4 +80,4 @@ def selective_scan_chunked(
 def _fits_kernels(x_BTI: Tensor, a_IN: Tensor) -> bool:
     wide = torch.float64 in (x_BTI.dtype, a_IN.dtype)
     fits = not (wide or a_IN.is_complex()) and a_IN.shape[1] <= MAX_KERNEL_STATE
-    return KERNELS and x_BTI.is_cuda and fits
+    return x_BTI.is_cuda and fits

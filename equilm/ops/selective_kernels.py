@@ -1,55 +1,72 @@
-"""The Triton kernels of the selective scan: a walk over tokens, and the gradients of a chunk.
+"""The Triton kernels of the selective scan: a walk over tokens, and the gradients of a span.
 
-A thread has a channel with all its N numbers, so that sums over N stay in registers; N and C are
-padded to powers of two. The states between chunks lie as (N, I), which threads side by side read
-side by side, all others as (I, N). Exponents are dt · a ≤ 0. Read `selective_triton.py` first.
+A tile is (C, N), channels by the numbers of their states; lanes lie along both, so that sums over
+either take few exchanges between them. N and C are padded to powers of two. Tokens are read some
+ahead, since what is read of b and c waits for no other warp. Exponents are dt · a ≤ 0.
+Read `selective_triton.py` first.
 """
 
 import triton
 import triton.language as tl
 
-# Told nothing of their alignment, the compiler gives each lane channels of a tile, and none a part
-# of N: sums over N then need no other lane.
-_PLAIN = ["x", "dt", "a", "b", "c", "skip", "dy", "first", "starts", "ends", "totals"]
-_PLAIN += ["states", "dstates", "y", "dx", "ddt", "dbc", "sums"]
-
 
 @triton.jit
-def _decay(dt, a):
-    """exp(dt a), by the power of two that a GPU has an instruction for."""
-    return tl.exp2(dt * (a * 1.4426950408889634))
-
-
-@triton.jit
-def _at(t, num_tokens, i_1C, num_channels):
-    """Whether token and channel are there."""
-    return i_1C < tl.where(t < num_tokens, num_channels, 0)
+def _at(t, num_tokens, i_C, count):
+    """Whether a token is there, and places of it below a count."""
+    return i_C < tl.where(t < num_tokens, count, 0)
 
 
 @triton.jit
 def _rows(
-    x_1C, t, stride_t, num_tokens, i_1C, num_channels, STEP: tl.constexpr, ROWS: tl.constexpr
+    x_C,
+    t,
+    num_tokens,
+    i_C,
+    num_channels,
+    STRIDE: tl.constexpr,
+    STEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """Some tokens from t on, or from t back, as float32; zero outside."""
-    rows = ()
+    """Channels of some tokens from t on, or from t back, as float32; zero outside.
+
+    WHOLE promises that all of them are there.
+    """
+    rows, x_C = (), x_C + t * STRIDE
     for j in tl.static_range(ROWS):
-        there = t + j * STEP
-        mask_1C = _at(there, num_tokens, i_1C, num_channels)
-        row_1C = tl.load(x_1C + there * stride_t, mask=mask_1C, other=0.0)
-        rows += (row_1C.to(tl.float32),)  # type: ignore[assignment]
+        if WHOLE:
+            row_C = tl.load(x_C + j * STEP * STRIDE)
+        else:
+            there_C = _at(t + j * STEP, num_tokens, i_C, num_channels)
+            row_C = tl.load(x_C + j * STEP * STRIDE, mask=there_C, other=0.0)
+        rows += (row_C.to(tl.float32),)  # type: ignore[assignment]
     return rows
 
 
 @triton.jit
-def _token(h_NC, a_NC, dt_1C, x_1C, b_N, REVERSE: tl.constexpr):
-    """The state behind one token, or the cotangent of the state before it."""
-    decay_NC = _decay(dt_1C, a_NC)
-    if REVERSE:
-        return (h_NC + b_N[:, None] * x_1C) * decay_NC
-    return h_NC * decay_NC + b_N[:, None] * (dt_1C * x_1C)
+def _directions(
+    b_N,
+    t,
+    num_tokens,
+    n_N,
+    num_n: tl.constexpr,
+    STEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Directions of some tokens from t on, or from t back; zero outside."""
+    rows, b_N = (), b_N + t * num_n
+    for j in tl.static_range(ROWS):
+        if WHOLE:
+            row_N = tl.load(b_N + j * STEP * num_n)
+        else:
+            there_N = _at(t + j * STEP, num_tokens, n_N, num_n)
+            row_N = tl.load(b_N + j * STEP * num_n, mask=there_N, other=0.0)
+        rows += (row_N,)  # type: ignore[assignment]
+    return rows
 
 
-@triton.jit(do_not_specialize_on_alignment=_PLAIN)
+@triton.jit
 def walk(
     x,
     dt,
@@ -63,79 +80,92 @@ def walk(
     states,
     y,
     stride_xb,
-    stride_xt,
     num_tokens,
-    num_channels,
     segment,
     num_chunks,
+    stride_xt: tl.constexpr,
+    num_channels: tl.constexpr,
     num_n: tl.constexpr,
     REVERSE: tl.constexpr,
     CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     N: tl.constexpr,
     C: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """Walk over one segment of the tokens of C channels, from `starts` or from zeros.
 
-    Leaves the state and the sum of the steps at its end, the states between chunks if asked, and
-    the outputs if asked. REVERSE walks back with cotangents: x is dy then, and b is c.
+    Leaves the state at its end; if asked the sum of the steps, the state before each chunk, and
+    the outputs. REVERSE walks back with cotangents: x is dy then, and b is c.
     """
     k, row = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    i_1C, n_N = tl.program_id(0) * C + tl.arange(0, C)[None, :], tl.arange(0, N)
-    mask_1C = i_1C < num_channels
-    own_at, state_at = i_1C * num_n + n_N[:, None], n_N[:, None] * num_channels + i_1C
-    state_mask = (n_N < num_n)[:, None] & mask_1C
+    i_C, n_N = tl.program_id(0) * C + tl.arange(0, C), tl.arange(0, N)
+    mask_C, mask_N = i_C < num_channels, n_N < num_n
+    at_CN, mask_CN = i_C[:, None] * num_n + n_N[None, :], mask_C[:, None] & mask_N[None, :]
     size = num_n * num_channels
-    a_NC = tl.load(a + own_at, mask=state_mask, other=0.0)
     here = row * tl.num_programs(1) + k
-    h_NC = tl.zeros((N, C), dtype=tl.float32)
+    a_CN = 1.4426950408889634 * tl.load(a + at_CN, mask=mask_CN, other=0.0)
+    h_CN = tl.zeros((C, N), dtype=tl.float32)
     if starts is not None:
-        h_NC = tl.load(starts + here * size + own_at, mask=state_mask, other=0.0)
-    x_1C, dt_1C = x + row * stride_xb + i_1C, dt + row * num_tokens * num_channels + i_1C
+        h_CN = tl.load(starts + here * size + at_CN, mask=mask_CN, other=0.0)
+    x_C, dt_C = x + row * stride_xb + i_C, dt + row * num_tokens * num_channels + i_C
     b_N, c_N = b + row * num_tokens * num_n + n_N, c + row * num_tokens * num_n + n_N
-    total_1C = tl.zeros((1, C), dtype=tl.float32)
+    total_C = tl.zeros((C,), dtype=tl.float32)
     if y is not None:
-        y_1C = y + row * num_tokens * num_channels + i_1C
-        skip_1C = tl.load(skip + i_1C, mask=mask_1C, other=0.0)
+        y_C = y + row * num_tokens * num_channels + i_C
+        skip_C = tl.load(skip + i_C, mask=mask_C, other=0.0)
     STEP: tl.constexpr = -1 if REVERSE else 1
-    ROUND: tl.constexpr = GROUP if states is None else CHUNK
-    stop = min(segment, tl.cdiv(num_tokens - k * segment, ROUND) * ROUND)
+    stop = min(segment, tl.cdiv(num_tokens - k * segment, CHUNK) * CHUNK)
     t = k * segment + (stop - 1 if REVERSE else 0)
-    dts = _rows(dt_1C, t, num_channels, num_tokens, i_1C, num_channels, STEP, GROUP)
-    xs = _rows(x_1C, t, stride_xt, num_tokens, i_1C, num_channels, STEP, GROUP)
+    dts = _rows(dt_C, t, num_tokens, i_C, num_channels, num_channels, STEP, GROUP, WHOLE)
+    xs = _rows(x_C, t, num_tokens, i_C, num_channels, stride_xt, STEP, GROUP, WHOLE)
+    bs = _directions(b_N, t, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
+    if y is not None:
+        cs = _directions(c_N, t, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
     for done in range(0, stop, GROUP):
         if states is not None and done % CHUNK == 0:
-            at = (row * num_chunks + t // CHUNK) * size + state_at
-            tl.store(states + at, h_NC.to(states.dtype.element_ty), mask=state_mask)
-        # Read what comes next while this is computed; none comes behind the segment, so that a
-        # token is named there that is none, nor are those before it.
-        ahead = tl.where(done + GROUP < stop, t + GROUP * STEP, num_tokens + GROUP)
-        next_dts = _rows(dt_1C, ahead, num_channels, num_tokens, i_1C, num_channels, STEP, GROUP)
-        next_xs = _rows(x_1C, ahead, stride_xt, num_tokens, i_1C, num_channels, STEP, GROUP)
+            at = (row * num_chunks + t // CHUNK) * size + at_CN
+            at = tl.max_contiguous(states + at, [1, 4])
+            tl.store(at, h_CN.to(states.dtype.element_ty), mask=mask_CN)
+        # Read what comes next while this is computed; the last time, the same once more.
+        ahead = tl.where(done + GROUP < stop, t + GROUP * STEP, t)
+        next_dts = _rows(
+            dt_C, ahead, num_tokens, i_C, num_channels, num_channels, STEP, GROUP, WHOLE
+        )
+        next_xs = _rows(x_C, ahead, num_tokens, i_C, num_channels, stride_xt, STEP, GROUP, WHOLE)
+        next_bs = _directions(b_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
+        if y is not None:
+            next_cs = _directions(c_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
         for j in tl.static_range(GROUP):
-            # Behind the last token dt and x are zero, whatever b and c are.
-            known = tl.minimum(t, num_tokens - 1) * num_n
-            in_N = tl.load(b_N + known, mask=n_N < num_n, other=0.0)
-            h_NC = _token(h_NC, a_NC, dts[j], xs[j], in_N, REVERSE)
-            total_1C += dts[j]
+            decay_CN = tl.exp2(dts[j][:, None] * a_CN)
+            if REVERSE:
+                h_CN = (h_CN + bs[j][None, :] * xs[j][:, None]) * decay_CN
+            else:
+                h_CN = h_CN * decay_CN + bs[j][None, :] * (dts[j] * xs[j])[:, None]
+            if totals is not None:
+                total_C += dts[j]
             if y is not None:
-                out_N = tl.load(c_N + known, mask=n_N < num_n, other=0.0)
-                y_of_1C = tl.sum(h_NC * out_N[:, None], 0, keep_dims=True) + skip_1C * xs[j]
-                kept_1C = _at(t, num_tokens, i_1C, num_channels)
-                tl.store(y_1C + t * num_channels, y_of_1C.to(y.dtype.element_ty), mask=kept_1C)
-            t += STEP
-        dts, xs = next_dts, next_xs
-    tl.store(ends + here * size + own_at, h_NC, mask=state_mask)
-    tl.store(totals + here * num_channels + i_1C, total_1C, mask=mask_1C)
+                y_of_C = tl.sum(h_CN * cs[j][None, :], 1) + skip_C * xs[j]
+                kept_C = mask_C if WHOLE else _at(t + j * STEP, num_tokens, i_C, num_channels)
+                at_t = t * num_channels + j * STEP * num_channels
+                tl.store(y_C + at_t, y_of_C.to(y.dtype.element_ty), mask=kept_C)
+        t += GROUP * STEP
+        dts, xs, bs = next_dts, next_xs, next_bs
+        if y is not None:
+            cs = next_cs
+    tl.store(ends + here * size + at_CN, h_CN, mask=mask_CN)
+    if totals is not None:
+        tl.store(totals + here * num_channels + i_C, total_C, mask=mask_C)
 
 
-@triton.jit(do_not_specialize_on_alignment=_PLAIN)
+@triton.jit
 def carry(
     ends,
     totals,
     a,
     first,
     starts,
+    last,
     num_segments,
     num_channels,
     num_n: tl.constexpr,
@@ -143,73 +173,27 @@ def carry(
     N: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Turn the ends of segments walked from zeros into the state before every segment."""
+    """Turn the ends of segments walked from zeros into the states before and behind all."""
     row = tl.program_id(1).to(tl.int64)
-    i_1C, n_N = tl.program_id(0) * C + tl.arange(0, C)[None, :], tl.arange(0, N)
-    mask_1C = i_1C < num_channels
-    at = i_1C * num_n + n_N[:, None]
-    mask = (n_N < num_n)[:, None] & mask_1C
+    i_C, n_N = tl.program_id(0) * C + tl.arange(0, C), tl.arange(0, N)
+    mask_C = i_C < num_channels
+    at_CN, mask_CN = i_C[:, None] * num_n + n_N[None, :], mask_C[:, None] & (n_N < num_n)[None, :]
     size = num_n * num_channels
-    a_NC = tl.load(a + at, mask=mask, other=0.0)
-    h_NC = tl.zeros((N, C), dtype=tl.float32)
+    a_CN = 1.4426950408889634 * tl.load(a + at_CN, mask=mask_CN, other=0.0)
+    h_CN = tl.zeros((C, N), dtype=tl.float32)
     if first is not None:
-        h_NC = tl.load(first + row * size + at, mask=mask, other=0.0)
+        h_CN = tl.load(first + row * size + at_CN, mask=mask_CN, other=0.0)
     for done in range(num_segments):
         k = row * num_segments + (num_segments - 1 - done if REVERSE else done)
-        tl.store(starts + k * size + at, h_NC, mask=mask)
-        total_1C = tl.load(totals + k * num_channels + i_1C, mask=mask_1C, other=0.0)
-        end_NC = tl.load(ends + k * size + at, mask=mask, other=0.0)
-        h_NC = h_NC * _decay(total_1C, a_NC) + end_NC
+        total_C = tl.load(totals + k * num_channels + i_C, mask=mask_C, other=0.0)
+        end_CN = tl.load(ends + k * size + at_CN, mask=mask_CN, other=0.0)
+        tl.store(starts + k * size + at_CN, h_CN, mask=mask_CN)
+        h_CN = h_CN * tl.exp2(total_C[:, None] * a_CN) + end_CN
+    tl.store(last + row * size + at_CN, h_CN, mask=mask_CN)
 
 
 @triton.jit
-def _zeros(C: tl.constexpr, ROWS: tl.constexpr):
-    rows = ()
-    for _ in tl.static_range(ROWS):
-        rows += (tl.zeros((1, C), dtype=tl.float32),)  # type: ignore[assignment]
-    return rows
-
-
-@triton.jit
-def _reversed(rows):
-    back = ()
-    for j in tl.static_range(len(rows) - 1, -1, -1):
-        back += (rows[j],)
-    return back
-
-
-@triton.jit
-def _number(dts, xs, dys, ddts, alongs, a_1C, h_1C, g_1C, b_n, c_n, db_n, t, stop, stride_bt, db_c):
-    """The gradients that one of the N numbers of a chunk's states makes.
-
-    h is the state before the chunk, g the cotangent of the one behind; b_n, c_n and db_n point to
-    that number of token zero. Adds to ddt, and to `alongs` what falls on b; returns da.
-    """
-    kept, states = (), ()
-    for j in tl.static_range(len(dts)):
-        there = t + j
-        b = tl.load(b_n + there * stride_bt, mask=there < stop, other=0.0)
-        kept += (h_1C * _decay(dts[j], a_1C),)
-        h_1C = kept[j] + b * (dts[j] * xs[j])
-        states += (h_1C,)
-    new_ddts, new_alongs, da_1C = (), (), tl.zeros_like(a_1C)
-    for j in tl.static_range(len(dts) - 1, -1, -1):
-        there = t + j
-        b = tl.load(b_n + there * stride_bt, mask=there < stop, other=0.0)
-        c = tl.load(c_n + there * stride_bt, mask=there < stop, other=0.0)
-        g_1C += c * dys[j]
-        worth_1C = g_1C * kept[j]
-        da_1C += worth_1C * dts[j]
-        new_ddts += (ddts[j] + worth_1C * a_1C,)
-        new_alongs += (alongs[j] + g_1C * b,)
-        tl.store(db_n + there, tl.sum(g_1C * (dts[j] * xs[j])), mask=there < stop)
-        tl.store(db_n + db_c + there, tl.sum(states[j] * dys[j]), mask=there < stop)
-        g_1C *= _decay(dts[j], a_1C)
-    return _reversed(new_ddts), _reversed(new_alongs), da_1C
-
-
-@triton.jit(do_not_specialize_on_alignment=_PLAIN)
-def chunk_backward(
+def span_backward(
     x,
     dt,
     a,
@@ -224,75 +208,79 @@ def chunk_backward(
     dbc,
     sums,
     stride_xb,
-    stride_xt,
     num_tokens,
-    num_channels,
-    num_n,
+    span,
     num_chunks,
-    chunks_per_program,
+    stride_xt: tl.constexpr,
+    num_channels: tl.constexpr,
+    num_n: tl.constexpr,
     CHUNK: tl.constexpr,
+    N: tl.constexpr,
     C: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """The gradients of some chunks of C channels, from the states before and behind each.
+    """The gradients of a span of tokens of C channels, the last chunk of it first.
 
-    One of the N numbers after the other, all tokens of a chunk at once. `dbc` takes the sums over
-    the C channels alone, `sums` those over the chunks: of a as (N, I), then of skip.
+    `states` has the state before each chunk, `dstates` the cotangent of that behind each span.
+    `dbc` takes the sums over the C channels alone, `sums` those over the span: of a, then of skip.
     """
-    row = tl.program_id(2).to(tl.int64)
-    i_1C = tl.program_id(0) * C + tl.arange(0, C)[None, :]
-    mask_1C = i_1C < num_channels
+    k, row = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    i_C, n_N = tl.program_id(0) * C + tl.arange(0, C), tl.arange(0, N)
+    mask_C, mask_N = i_C < num_channels, n_N < num_n
+    at_CN, mask_CN = i_C[:, None] * num_n + n_N[None, :], mask_C[:, None] & mask_N[None, :]
     size = num_n * num_channels
-    plain_1C = row * num_tokens * num_channels + i_1C
-    x, dt, dy, dx, ddt = (
-        x + row * stride_xb + i_1C,
-        dt + plain_1C,
-        dy + plain_1C,
-        dx + plain_1C,
-        ddt + plain_1C,
-    )
-    b, c = b + row * num_tokens * num_n, c + row * num_tokens * num_n
-    sums += (row * tl.num_programs(1) + tl.program_id(1)) * (num_n + 1) * num_channels + i_1C
-    db = dbc + (tl.program_id(0) * tl.num_programs(2) + row) * 2 * num_n * num_tokens
-    skip_1C = tl.load(skip + i_1C, mask=mask_1C, other=0.0)
-    dskip_1C = tl.zeros((1, C), dtype=tl.float32)
-    begin = tl.program_id(1).to(tl.int64) * chunks_per_program
-    for chunk in range(begin, min(begin + chunks_per_program, num_chunks)):
+    here = row * tl.num_programs(1) + k
+    a_CN = 1.4426950408889634 * tl.load(a + at_CN, mask=mask_CN, other=0.0)
+    g_CN = tl.load(dstates + here * size + at_CN, mask=mask_CN, other=0.0)
+    skip_C = tl.load(skip + i_C, mask=mask_C, other=0.0)
+    plain_C = row * num_tokens * num_channels + i_C
+    x_C = x + row * stride_xb + i_C
+    dt_C, dy_C, dx_C, ddt_C = dt + plain_C, dy + plain_C, dx + plain_C, ddt + plain_C
+    b_N, c_N = b + row * num_tokens * num_n + n_N, c + row * num_tokens * num_n + n_N
+    dbc += (tl.program_id(0) * tl.num_programs(2) + row) * 2 * num_tokens * num_n
+    l_L = tl.arange(0, CHUNK)
+    da_CN, dskip_C = tl.zeros((C, N), dtype=tl.float32), tl.zeros((C,), dtype=tl.float32)
+    first = k * span // CHUNK
+    last = min(first + span // CHUNK, num_chunks) - 1
+    for back in range(last - first + 1):
+        chunk = last - back
         t = chunk * CHUNK
-        xs = _rows(x, t, stride_xt, num_tokens, i_1C, num_channels, 1, CHUNK)
-        dts = _rows(dt, t, num_channels, num_tokens, i_1C, num_channels, 1, CHUNK)
-        dys = _rows(dy, t, num_channels, num_tokens, i_1C, num_channels, 1, CHUNK)
-        ddts, alongs = _zeros(C, CHUNK), _zeros(C, CHUNK)
-        before = (row * num_chunks + chunk) * size + i_1C
-        for n in range(num_n):
-            of_n = n * num_channels
-            a_1C = tl.load(a + i_1C * num_n + n, mask=mask_1C, other=0.0)
-            h_1C = tl.load(states + before + of_n, mask=mask_1C, other=0.0).to(tl.float32)
-            g_1C = tl.load(dstates + before + of_n, mask=mask_1C, other=0.0).to(tl.float32)
-            ddts, alongs, da_1C = _number(
-                dts,
-                xs,
-                dys,
-                ddts,
-                alongs,
-                a_1C,
-                h_1C,
-                g_1C,
-                b + n,
-                c + n,
-                db + n * num_tokens,
-                t,
-                num_tokens,
-                num_n,
-                num_n * num_tokens,
-            )
-            later_1C = _at(begin, chunk, i_1C, num_channels)
-            da_1C += tl.load(sums + of_n, mask=later_1C, other=0.0)
-            tl.store(sums + of_n, da_1C, mask=mask_1C)
+        dts = _rows(dt_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
+        xs = _rows(x_C, t, num_tokens, i_C, num_channels, stride_xt, 1, CHUNK, WHOLE)
+        dys = _rows(dy_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
+        bs = _directions(b_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
+        at = (row * num_chunks + chunk) * size + at_CN
+        at = tl.max_contiguous(states + at, [1, 4])
+        h_CN = tl.load(at, mask=mask_CN, other=0.0).to(tl.float32)
+        decays, kept = (), ()
+        db_LN = tl.zeros((CHUNK, N), dtype=tl.float32)
+        dc_LN = tl.zeros((CHUNK, N), dtype=tl.float32)
         for j in tl.static_range(CHUNK):
-            there_1C = _at(t + j, num_tokens, i_1C, num_channels)
-            at = (t + j) * num_channels
-            dx_1C = dts[j] * alongs[j] + skip_1C * dys[j]
-            tl.store(dx + at, dx_1C.to(dx.dtype.element_ty), mask=there_1C)
-            tl.store(ddt + at, ddts[j] + xs[j] * alongs[j], mask=there_1C)
-            dskip_1C += dys[j] * xs[j]
-    tl.store(sums + size, dskip_1C, mask=mask_1C)
+            decays += (tl.exp2(dts[j][:, None] * a_CN),)
+            kept += (h_CN * decays[j],)
+            h_CN = kept[j] + bs[j][None, :] * (dts[j] * xs[j])[:, None]
+            dc_N = tl.sum(h_CN * dys[j][:, None], 0)
+            dc_LN = tl.where(l_L[:, None] == j, dc_N[None, :], dc_LN)
+        cs = _directions(c_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
+        for j in tl.static_range(CHUNK - 1, -1, -1):
+            there_C = mask_C if WHOLE else _at(t + j, num_tokens, i_C, num_channels)
+            at_t = t * num_channels + j * num_channels
+            g_CN += cs[j][None, :] * dys[j][:, None]
+            db_N = tl.sum(g_CN * (dts[j] * xs[j])[:, None], 0)
+            db_LN = tl.where(l_L[:, None] == j, db_N[None, :], db_LN)
+            worth_CN = g_CN * kept[j]
+            da_CN += worth_CN * dts[j][:, None]
+            along_C = tl.sum(g_CN * bs[j][None, :], 1)
+            dx_of_C = dts[j] * along_C + skip_C * dys[j]
+            tl.store(dx_C + at_t, dx_of_C.to(dx.dtype.element_ty), mask=there_C)
+            ddt_of_C = 0.6931471805599453 * tl.sum(worth_CN * a_CN, 1) + xs[j] * along_C
+            tl.store(ddt_C + at_t, ddt_of_C, mask=there_C)
+            dskip_C += dys[j] * xs[j]
+            g_CN *= decays[j]
+        at_LN = (t + l_L)[:, None] * num_n + n_N[None, :]
+        mask_LN = (t + l_L < num_tokens)[:, None] & mask_N[None, :]
+        tl.store(dbc + at_LN, db_LN, mask=mask_LN)
+        tl.store(dbc + num_tokens * num_n + at_LN, dc_LN, mask=mask_LN)
+    sums += here * (num_n + 1) * num_channels
+    tl.store(sums + at_CN, da_CN, mask=mask_CN)
+    tl.store(sums + size + i_C, dskip_C, mask=mask_C)

@@ -3,8 +3,8 @@
 A program walks over the tokens of some channels with their states in registers. Where rows and
 channels do not fill the chip, segments of the tokens are walked side by side: once from zeros for
 their ends, once more from the states that these add up to. The backward pass keeps those states and
-the inputs alone: it walks again, both ways, and leaves a state and a cotangent between chunks; from
-them all chunks work side by side. The kernels are in `selective_kernels.py`.
+the inputs alone: it walks again for the states between chunks, and back for the cotangents between
+spans; from them all spans work side by side. The kernels are in `selective_kernels.py`.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,8 @@ from equilm.ops import selective_kernels as kernels
 
 CHUNK = 8  # tokens between two states that the backward pass starts from
 GROUP = 4  # tokens that a walk reads ahead; divides CHUNK
-CHANNELS = 64  # of a program of the backward pass: one warp, two channels a thread
+WALK_TILE = 256  # numbers of the states that a walk has in a program, which is one warp
+SPAN_TILE = 256  # the same in the backward pass, which holds those of a chunk of tokens
 
 
 class _Inputs(NamedTuple):
@@ -47,11 +48,14 @@ class SelectiveScan(torch.autograd.Function):
         )
         first = None if first is None else first.float().contiguous()
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        starts, ends = _walked(inputs, first, y=y)
+        segments, starts = _segments(inputs), None if first is None else first[:, None]
+        if segments > 1:
+            starts, _ = _starts(inputs, first, segments)
+        last = _walk(inputs, starts, segments=segments, y=y)[:, -1]
         ctx.save_for_backward(*inputs, starts)
         ctx.set_materialize_grads(False)
         ctx.has_first, ctx.types = first is not None, (b.dtype, c.dtype)
-        return y, ends[:, -1]
+        return y, last
 
     @staticmethod
     @once_differentiable
@@ -60,55 +64,50 @@ class SelectiveScan(torch.autograd.Function):
         inputs = _Inputs(*tensors)
         x = inputs.x
         dy = torch.zeros_like(x) if dy is None else dy.contiguous()
-        states = _between(inputs)
-        _walk(inputs, starts, states=states, segments=1 if starts is None else starts.shape[1])
-        back = inputs._replace(x=dy, b=inputs.c)
-        dstates = _between(inputs)
+        chunks = triton.cdiv(x.shape[1], CHUNK)
+        states = torch.empty(len(x), chunks, *inputs.a.shape, dtype=x.dtype, device=x.device)
+        _walk(inputs, starts, segments=1 if starts is None else starts.shape[1], states=states)
         dlast = None if dlast is None else dlast.float().contiguous()
-        _, ends = _walked(back, dlast, states=dstates, reverse=True)
-        dfirst = ends[:, 0] if ctx.has_first else None
-        dx, ddt, da, db, dc, dskip = _of_chunks(inputs, dy, states, dstates)
-        return dx, ddt, da, db.to(ctx.types[0]), dc.to(ctx.types[1]), dskip, dfirst
+        back = inputs._replace(x=dy, b=inputs.c)
+        dstates, dfirst = _starts(back, dlast, _spans(inputs), reverse=True)
+        dx, ddt, da, db, dc, dskip = _of_spans(inputs, dy, states, dstates)
+        db, dc = db.to(ctx.types[0]), dc.to(ctx.types[1])
+        return dx, ddt, da, db, dc, dskip, dfirst if ctx.has_first else None
 
 
-def _walked(
-    inputs: _Inputs,
-    first: Tensor | None,
-    *,
-    y: Tensor | None = None,
-    states: Tensor | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor | None, Tensor]:
-    """Walk over all tokens; return the states before and behind every segment.
+def _starts(
+    inputs: _Inputs, first: Tensor | None, segments: int, *, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Walk over all segments from zeros; return the state before each, and behind them all.
 
     Args:
         inputs: Of the scan; backwards, dy and c in the places of x and b.
         first: (B, I, N) where the walk begins; `None` means zeros.
-        y: (B, T, I) takes the outputs.
-        states: (B, K, N, I) takes the state where the walk enters each chunk.
+        segments: S.
         reverse: Whether it walks back, with cotangents.
+
+    Returns:
+        (B, S, I, N) and (B, I, N).
     """
-    rows, tokens, channels = inputs.x.shape
-    segments = _segments(rows, tokens, channels)
-    starts = None if first is None else first[:, None]
-    if segments > 1:
-        ends, totals = _walk(inputs, None, segments=segments, reverse=reverse)
-        starts = torch.empty_like(ends)
-        sizes = _sizes(inputs)
-        kernels.carry[(triton.cdiv(channels, sizes["C"]), rows)](
-            ends,
-            totals,
-            inputs.a,
-            first,
-            starts,
-            segments,
-            channels,
-            num_n=inputs.a.shape[1],
-            REVERSE=reverse,
-            **sizes,
-        )
-    ends, _ = _walk(inputs, starts, y=y, states=states, segments=segments, reverse=reverse)
-    return starts, ends
+    rows, _, channels = inputs.x.shape
+    totals = torch.empty(rows, segments, channels, device=inputs.x.device)
+    ends = _walk(inputs, None, segments=segments, totals=totals, reverse=reverse)
+    starts, last = torch.empty_like(ends), torch.empty_like(ends[:, 0])
+    sizes = _tile(inputs, WALK_TILE)
+    kernels.carry[(triton.cdiv(channels, sizes["C"]), rows)](
+        ends,
+        totals,
+        inputs.a,
+        first,
+        starts,
+        last,
+        segments,
+        channels,
+        num_n=inputs.a.shape[1],
+        REVERSE=reverse,
+        **sizes,
+    )
+    return starts, last
 
 
 def _walk(
@@ -116,16 +115,20 @@ def _walk(
     starts: Tensor | None,
     *,
     segments: int,
-    y: Tensor | None = None,
+    totals: Tensor | None = None,
     states: Tensor | None = None,
+    y: Tensor | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Walk over segments side by side; return their ends, and the sums of their steps."""
+) -> Tensor:
+    """Walk over segments side by side from their starts; return their ends, (B, S, I, N).
+
+    Fills `totals` (B, S, I) with the sums of their steps, `states` (B, K, I, N) with the states
+    before chunks, and `y` (B, T, I) with the outputs.
+    """
     x, dt, a, b, c, skip = inputs
     rows, tokens, channels = x.shape
-    sizes = _sizes(inputs)
+    sizes = _tile(inputs, WALK_TILE)
     ends = torch.empty(rows, segments, *a.shape, device=x.device)
-    totals = torch.empty(rows, segments, channels, device=x.device)
     kernels.walk[(triton.cdiv(channels, sizes["C"]), segments, rows)](
         x,
         dt,
@@ -138,33 +141,33 @@ def _walk(
         totals,
         states,
         y,
-        *x.stride()[:2],
+        x.stride(0),
         tokens,
-        channels,
         _segment(tokens, segments),
         triton.cdiv(tokens, CHUNK),
+        stride_xt=x.stride(1),
+        num_channels=channels,
         num_n=a.shape[1],
         REVERSE=reverse,
         CHUNK=CHUNK,
         GROUP=GROUP,
+        WHOLE=_whole(inputs, sizes),
         **sizes,
     )
-    return ends, totals
+    return ends
 
 
-def _of_chunks(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> tuple[Tensor, ...]:
+def _of_spans(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> tuple[Tensor, ...]:
     """The gradients of x, dt, a, b, c and skip."""
     x, dt, a, b, c, skip = inputs
     rows, tokens, channels = x.shape
-    size, chunks, width = a.shape[1], states.shape[1], CHANNELS
-    blocks = triton.cdiv(channels, width)
-    per_program = _chunks_per_program(rows * blocks, chunks)
-    programs = triton.cdiv(chunks, per_program)
+    size, spans, sizes = a.shape[1], dstates.shape[1], _tile(inputs, SPAN_TILE)
+    blocks = triton.cdiv(channels, sizes["C"])
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     ddt = torch.empty(dt.shape, device=x.device)
-    dbc = torch.empty(blocks, rows, 2, size, tokens, device=x.device)
-    sums = torch.empty(rows, programs, size + 1, channels, device=x.device)
-    kernels.chunk_backward[(blocks, programs, rows)](
+    dbc = torch.empty(blocks, rows, 2, tokens, size, device=x.device)
+    sums = torch.empty(rows, spans, (size + 1) * channels, device=x.device)
+    kernels.span_backward[(blocks, spans, rows)](
         x,
         dt,
         a,
@@ -178,51 +181,52 @@ def _of_chunks(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> 
         ddt,
         dbc,
         sums,
-        *x.stride()[:2],
+        x.stride(0),
         tokens,
-        channels,
-        size,
-        chunks,
-        per_program,
+        _segment(tokens, spans),
+        states.shape[1],
+        stride_xt=x.stride(1),
+        num_channels=channels,
+        num_n=size,
         CHUNK=CHUNK,
-        C=width,
-        num_warps=1,
-        num_stages=1,
+        WHOLE=_whole(inputs, sizes),
+        **sizes,
     )
-    da, dskip = sums.sum((0, 1)).split([size, 1])
-    db, dc = dbc.sum(0).transpose(2, 3).unbind(1)
-    return dx, ddt, da.t(), db, dc, dskip[0]
+    da, dskip = sums.sum((0, 1)).split([size * channels, channels])
+    db, dc = dbc.sum(0).unbind(1)
+    return dx, ddt, da.view(a.shape), db, dc, dskip
 
 
-def _between(inputs: _Inputs) -> Tensor:
-    """Room for a state a chunk, in the type of x."""
-    x, size = inputs.x, inputs.a.shape[1]
-    chunks = triton.cdiv(x.shape[1], CHUNK)
-    return torch.empty(len(x), chunks, size, x.shape[2], dtype=x.dtype, device=x.device)
-
-
-def _sizes(inputs: _Inputs) -> dict[str, int]:
-    """A channel a thread; with fewer threads than N, b and c would go through shared memory."""
+def _tile(inputs: _Inputs, numbers: int) -> dict[str, int]:
+    """The sizes of a program with so many numbers of the states."""
     state = triton.next_power_of_2(inputs.a.shape[1])
-    warps = max(1, state // 16)
-    return {"N": state, "C": 32 * warps, "num_warps": warps, "num_stages": 1}
+    return {"N": state, "C": max(1, numbers // state), "num_warps": 1, "num_stages": 1}
 
 
-def _segments(rows: int, tokens: int, channels: int) -> int:
+def _whole(inputs: _Inputs, sizes: dict[str, int]) -> bool:
+    """Whether chunks and tiles have no rest."""
+    _, tokens, channels = inputs.x.shape
+    state = inputs.a.shape[1]
+    return not (tokens % CHUNK or channels % sizes["C"] or state % sizes["N"])
+
+
+def _segments(inputs: _Inputs) -> int:
     """One where rows and channels fill the chip; else enough to make up for walking twice."""
-    warps = rows * triton.cdiv(channels, 32)
-    if warps >= 512:
-        return 1
-    wanted = min(triton.cdiv(2048, warps), triton.cdiv(tokens, 64))
-    return triton.cdiv(tokens, _segment(tokens, wanted))
+    rows, tokens, channels = inputs.x.shape
+    programs = rows * triton.cdiv(channels, _tile(inputs, WALK_TILE)["C"])
+    return 1 if programs >= 512 else _parts(tokens, 4096 // programs)
 
 
-def _chunks_per_program(programs: int, chunks: int) -> int:
-    """As many as leave the chip full; each program leaves sums of its own."""
-    per_program = 16
-    while per_program > 1 and programs * triton.cdiv(chunks, per_program) < 4096:
-        per_program //= 2
-    return per_program
+def _spans(inputs: _Inputs) -> int:
+    """Enough to fill the chip; each leaves sums of its own."""
+    rows, tokens, channels = inputs.x.shape
+    programs = rows * triton.cdiv(channels, _tile(inputs, SPAN_TILE)["C"])
+    return _parts(tokens, triton.cdiv(8192, programs))
+
+
+def _parts(tokens: int, wanted: int) -> int:
+    """How many parts of whole chunks, none empty and none shorter than 64 tokens."""
+    return triton.cdiv(tokens, _segment(tokens, min(wanted, triton.cdiv(tokens, 64))))
 
 
 def _segment(tokens: int, segments: int) -> int:

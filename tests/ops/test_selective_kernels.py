@@ -54,12 +54,21 @@ def test_scan_of_odd_sizes_from_no_state() -> None:
     check([*inputs_of(5, rows=1, channels=70, state=5)[:6], None])
 
 
+def test_scan_of_whole_tiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rest of tokens, channels or numbers: no mask then; two segments, two spans of two."""
+    from equilm.ops import selective_triton
+
+    monkeypatch.setattr(selective_triton, "_segments", lambda inputs: 2)
+    monkeypatch.setattr(selective_triton, "_spans", lambda inputs: 2)
+    check(inputs_of(32, rows=1, channels=32, state=16))
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_segments_side_by_side(given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of them, the last one shorter."""
     from equilm.ops import selective_triton
 
-    monkeypatch.setattr(selective_triton, "_segments", lambda rows, tokens, channels: 3)
+    monkeypatch.setattr(selective_triton, "_segments", lambda inputs: 3)
     inputs = inputs_of(20, rows=1, state=2)
     check(inputs if given else [*inputs[:6], None])
 
@@ -68,7 +77,7 @@ def test_programs_of_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three chunks by programs of two, whose sums over tokens add up."""
     from equilm.ops import selective_triton
 
-    monkeypatch.setattr(selective_triton, "_chunks_per_program", lambda *_: 2)
+    monkeypatch.setattr(selective_triton, "_spans", lambda inputs: 2)
     check(inputs_of(20, rows=1, state=1))
 
 

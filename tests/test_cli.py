@@ -94,6 +94,30 @@ def test_help_is_worth_reading(command: str, equilm: Equilm) -> None:
     assert max(map(len, lines)) <= 100
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train --setp a=1", "train: .*: --setp, a=1; nearest is --set KEY=VALUE"),
+        ("generate x --max-token 3", "generate: .*: --max-token, 3; nearest is --max-tokens INT"),
+        ("serve x --port many", "serve: .*--port.*'many'"),
+        ("generate", "generate: missing FOLDER"),
+        ("data prepare x", "data prepare: missing --out FOLDER"),
+        ("reproduce fig9", "reproduce: .*'fig9'.*'fig1', .*, 'mamba-ablations'.*"),
+        ("trian", "trian: unknown command; did you mean `train`.*"),
+        ("", ".*train, evaluate.*"),
+    ],
+)
+def test_a_mistake_in_the_words_is_one_line(
+    words: str, told: str, encoding: str, equilm: Equilm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where there are no letters for a box tyro draws another one.
+    monkeypatch.setattr(type(sys.stdout), "encoding", encoding, raising=False)
+    said = equilm(*words.split())
+    assert re.fullmatch(f"equilm: {told}\n", said.err), said.err
+    assert (said.code, said.out) == (2, "")
+
+
 def test_a_run_is_trained_and_resumed(equilm: Equilm, recipe: Path, tmp_path: Path) -> None:
     finish(TINY, tmp_path / "unbroken")
     run = tmp_path / "a-folder-with-a-name-that-is-longer-than-a-line-of-eighty-columns-would-hold"

@@ -1,17 +1,13 @@
 """The command line: `equilm train`, `evaluate`, `generate`, `serve` and the rest of `COMMANDS`.
 
 Only reads arguments, calls one function of the package a command, and prints. A user's mistake is
-one line and exit code 2, a run that failed is exit code 1. Read `terminal.py` next.
+one line and exit code 2, a run that failed is exit code 1. Read `arguments.py` next.
 """
 
-import re
 import sys
-from collections.abc import Callable, Collection
-from inspect import cleandoc
+from collections.abc import Callable
 
-import tyro
-from tyro.conf import FlagCreatePairsOff
-
+from equilm.cli.arguments import parsed
 from equilm.cli.data import DATA_COMMANDS, data_help
 from equilm.cli.decoding import generate, traffic
 from equilm.cli.figures import reproduce
@@ -21,7 +17,6 @@ from equilm.cli.serving import serve
 from equilm.cli.speech import speak
 from equilm.cli.speed import bench, plan
 from equilm.cli.terminal import complain
-from equilm.config import suggest
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
@@ -49,12 +44,7 @@ def main() -> None:
         if words[:1] == ["data"]:
             words, commands, prog = words[1:], DATA_COMMANDS, "equilm data"
             about = "Text as tokens on disk: prepared once, read by step number ever after."
-        _check_command(words[:1], commands)
-        for command in commands.values():
-            command.__doc__ = _flowing(command.__doc__ or "")
-        tyro.extras.subcommand_cli_from_dict(
-            commands, prog=prog, description=about, args=words, config=(FlagCreatePairsOff,)
-        )
+        parsed(commands, words, prog=prog, about=about)()
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
@@ -65,15 +55,3 @@ def main() -> None:
         # Diverged, NotConverged and what PyTorch raises for memory: a failure, not a mistake.
         complain(str(error))
         sys.exit(1)
-
-
-def _check_command(given: list[str], commands: Collection[str]) -> None:
-    """Refuse a word that is no command; everything else is for the parser to judge."""
-    for word in given:
-        if word not in commands and not word.startswith("-"):
-            raise ValueError(f"{word}: unknown command; {suggest(word, commands)}")
-
-
-def _flowing(text: str) -> str:
-    """A docstring whose arguments are told in one line each, for the parser keeps their breaks."""
-    return re.sub(r"\n {8,}(?=\S)", " ", cleandoc(text))

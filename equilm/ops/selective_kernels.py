@@ -115,7 +115,7 @@ def walk(
         y_C = y + row * num_tokens * num_channels + i_C
         skip_C = tl.load(skip + i_C, mask=mask_C, other=0.0)
     STEP: tl.constexpr = -1 if REVERSE else 1
-    stop = min(segment, tl.cdiv(num_tokens - k * segment, CHUNK) * CHUNK)
+    stop = min(segment, tl.cdiv(num_tokens - k * segment, GROUP) * GROUP)
     t = k * segment + (stop - 1 if REVERSE else 0)
     dts = _rows(dt_C, t, num_tokens, i_C, num_channels, num_channels, STEP, GROUP, WHOLE)
     xs = _rows(x_C, t, num_tokens, i_C, num_channels, stride_xt, STEP, GROUP, WHOLE)
@@ -256,8 +256,8 @@ def span_backward(
         db_LN = tl.zeros((CHUNK, N), dtype=tl.float32)
         dc_LN = tl.zeros((CHUNK, N), dtype=tl.float32)
         for j in tl.static_range(CHUNK):
-            decays += (tl.exp2(dts[j][:, None] * a_CN),)
-            kept += (h_CN * decays[j],)
+            decays += (tl.exp2(dts[j][:, None] * a_CN),)  # type: ignore[assignment]
+            kept += (h_CN * decays[j],)  # type: ignore[assignment]
             h_CN = kept[j] + bs[j][None, :] * (dts[j] * xs[j])[:, None]
             dc_N = tl.sum(h_CN * dys[j][:, None], 0)
             dc_LN = tl.where(l_L[:, None] == j, dc_N[None, :], dc_LN)

@@ -34,7 +34,7 @@ def mixer_curves(records: Iterable[Record]) -> Plot | None:
             _draw(axes, lines, [colours[part] for part in parts])
             axes.set_title(f"ms {passes}")
             lengths = {row.record.length or 1 for row in mixing}
-            plot.length_axis(axes, sorted(lengths, reverse=True)[::3], "length, tokens")
+            plot.length_axis(axes, sorted(lengths, reverse=True)[::2], "length, tokens")
         low = min(axes.get_ylim()[0] for axes in grid[:2])
         high = max(axes.get_ylim()[1] for axes in grid[:2])
         for axes in grid[:2]:

@@ -23,7 +23,8 @@ from equilm.ops.scan import ssd, ssd_chunked
 from equilm.ops.selective import selective_scan, selective_scan_chunked
 from equilm.record import Record
 
-REPEATS = 5  # the longest attention takes seconds
+REPEATS = 5
+SLOW_MS = 200.0  # a pass that takes as long is timed once: the longest attention takes seconds
 TESTED = 2048  # tokens up to which the twins, in float64, fit
 HEAD = 64  # P of heads, in attention and in Mamba2
 S6_STATE, MAMBA2_STATE = 16, 128  # N, as published
@@ -171,6 +172,7 @@ def mixing_records(rows: Iterable[Row], place: Place, name: str) -> Iterator[lis
         Wrong: If an output or a gradient is not that of the plain twin.
     """
     tested = set()
+    slow: dict[tuple[str, str], bool] = {}  # at the length before
     for row in rows:
         passes = FORWARD if row.part.endswith(FORWARD) else BOTH
         part = row.part.removesuffix(passes).rstrip()
@@ -187,8 +189,8 @@ def mixing_records(rows: Iterable[Row], place: Place, name: str) -> Iterator[lis
             check(f"{part} of {row.length} tokens", operation, place)
             tested.add((part, row.length))
         forward, both = works(operation, place)
-        if passes == FORWARD:
-            ms, work = forward_ms(operation, place, repeats=REPEATS), forward
-        else:
-            ms, work = both_ms(operation, place, repeats=REPEATS), both
+        timed, work = (forward_ms, forward) if passes == FORWARD else (both_ms, both)
+        repeats = 1 if slow.get((part, passes)) else REPEATS
+        ms = timed(operation, place, repeats=repeats)
+        slow[part, passes] = ms > SLOW_MS
         yield records_of(name, row, place, ms=ms, work=work)

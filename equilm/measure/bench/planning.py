@@ -76,12 +76,10 @@ def _ops(preset: str, on_gpu: bool) -> list[Planned]:
 def _mixers(on_gpu: bool) -> list[Planned]:
     """Mixers of one width by the length, and models of one size generating by the batch."""
     (large, small), (long, short) = WIDTHS, PROMPTS
-    mixing = (large, 2**19, 9, 20) if on_gpu else (small, 2**10, 7, 11)
-    model, tokens, first, stop = mixing
-    found = [
-        Planned("mixing", row)
-        for row in mixing_rows(model, tokens, [2**n for n in range(first, stop)])
-    ]
+    mixing = (large, 2**19, range(9, 20, 2)) if on_gpu else (small, 2**10, range(7, 11))
+    model, tokens, powers = mixing
+    lengths = [2**n for n in powers]
+    found = [Planned("mixing", row) for row in mixing_rows(model, tokens, lengths)]
     names = ("s6-130m", "mamba2-130m", "llama-130m")
     if not on_gpu:
         names = ("small-s6", "small-mamba2", "small-llama")

@@ -31,20 +31,15 @@ def conv_silu(
         add_BTC: (B, T, C) added to x (the injection of an equilibrium).
         valid_B: (B,) how many tokens of each row count for the window returned; `None` means T.
         starts_BT: (B, T) bool: tokens before which all inputs count as zeros, as if nothing had
-            been; the kernels do not know it yet.
+            been.
 
     Returns:
         y_BTC in the type of `x_BTC`, and the next window (B, W−1, C) in float32 or wider.
     """
-    if (
-        x_BTC.is_cuda
-        and x_BTC.dtype != torch.float64
-        and weight_CW.shape[1] <= MAX_TAPS
-        and starts_BT is None
-    ):
+    if x_BTC.is_cuda and x_BTC.dtype != torch.float64 and weight_CW.shape[1] <= MAX_TAPS:
         from equilm.ops.conv_triton import ConvSilu
 
-        return ConvSilu.apply(x_BTC, add_BTC, weight_CW, bias_C, window_BWC, valid_B)
+        return ConvSilu.apply(x_BTC, add_BTC, weight_CW, bias_C, window_BWC, valid_B, starts_BT)
     if add_BTC is not None:
         x_BTC = x_BTC + add_BTC.to(x_BTC.dtype)
     y_BTC, next_BWC = conv(x_BTC, weight_CW, bias_C, window_BWC, valid_B, starts_BT)

@@ -3,8 +3,8 @@
 Every input is read once, four tokens at a time, and the last three stay in registers; so there are
 at most four taps, w0 for the newest input, and those that W lacks are zero. With d_t = dy_t · SiLU′
 before the activation, dx_t = Σ_j w_j d_{t + j}: a program of the backward pass makes the d of its
-tokens and of the next three, which its neighbour makes again. Strides come in units of ALIGN
-(`launch.py`).
+tokens and of the next three, which its neighbour makes again. A token that opens a document lets
+nothing through from one side of it to the other. Strides come in units of ALIGN (`launch.py`).
 """
 
 import triton
@@ -77,6 +77,19 @@ def _read_taps(weight, bias, c, mask_C, W: tl.constexpr):
 
 
 @triton.jit
+def _opens(starts_T, t, stop):
+    """Whether a document opens at token t in [0, stop)."""
+    return tl.load(starts_T + t, mask=(t >= 0) & (t < stop), other=0) != 0
+
+
+@triton.jit
+def _four_open(starts_T, t, stop):
+    o0, o1 = _opens(starts_T, t, stop), _opens(starts_T, t + 1, stop)
+    o2, o3 = _opens(starts_T, t + 2, stop), _opens(starts_T, t + 3, stop)
+    return o0, o1, o2, o3
+
+
+@triton.jit
 def forward(
     x,
     add,
@@ -84,6 +97,7 @@ def forward(
     bias,
     window,
     valid,
+    starts,
     y,
     next_window,
     num_tokens,
@@ -95,6 +109,7 @@ def forward(
     HAS_ADD: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
     W: tl.constexpr,
     TOKENS: tl.constexpr,
     C: tl.constexpr,
@@ -119,10 +134,19 @@ def forward(
     p3 = _read_before(
         x_C, add_C, window_C, first - 3, stop, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
     )
+    if HAS_STARTS:
+        starts += row * num_tokens
+        o1, o2 = _opens(starts, first - 1, num_tokens), _opens(starts, first - 2, num_tokens)
+        p2, p3 = tl.where(o1, 0.0, p2), tl.where(o1 | o2, 0.0, p3)
     for done in range(0, stop - first, 4):
         start = first + done
         n = _read_four(x_C, add_C, start, stop, mask_C, xt, at, HAS_ADD)
+        if HAS_STARTS:
+            opens = _four_open(starts, start, stop)
         for i in tl.static_range(4):
+            if HAS_STARTS:
+                p1, p2 = tl.where(opens[i], 0.0, p1), tl.where(opens[i], 0.0, p2)
+                p3 = tl.where(opens[i], 0.0, p3)
             total = bias_C + w0 * n[i] + w1 * p1 + w2 * p2 + w3 * p3
             value = (total * tl.sigmoid(total)).to(y.dtype.element_ty)
             tl.store(
@@ -140,6 +164,10 @@ def forward(
             seen = _read_before(
                 x_C, add_C, window_C, t, limit, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
             )
+            if HAS_STARTS:
+                for later in tl.static_range(slot + 1, W - 1):
+                    opens = _opens(starts, limit - (W - 1) + later, limit)
+                    seen = tl.where(opens, 0.0, seen)
             tl.store(next_window + (row * (W - 1) + slot) * num_channels + c, seen, mask=mask_C)
 
 
@@ -170,6 +198,7 @@ def backward(
     bias,
     window,
     valid,
+    starts,
     dy,
     dtail,
     dnext,
@@ -190,6 +219,7 @@ def backward(
     HAS_ADD: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_VALID: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
     HAS_NEXT: tl.constexpr,
     W: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -220,6 +250,10 @@ def backward(
     p3 = _read_before(
         x_C, add_C, window_C, first - 3, stop, mask_C, num_channels, xt, at, HAS_ADD, HAS_WINDOW, W
     )
+    if HAS_STARTS:
+        starts += row * num_tokens
+        o1, o2 = _opens(starts, first - 1, num_tokens), _opens(starts, first - 2, num_tokens)
+        p2, p3 = tl.where(o1, 0.0, p2), tl.where(o1 | o2, 0.0, p3)
     q1 = tl.zeros((C,), dtype=tl.float32)
     q2, q3, dw0, dw1, dw2, dw3, dbias = q1, q1, q1, q1, q1, q1, q1
     # The last group lies behind the tile, or its last tokens do.
@@ -228,7 +262,13 @@ def backward(
         n = _read_four(x_C, add_C, start, num_tokens, mask_C, xt, at, HAS_ADD)
         dy_4 = _read_four_cotangents(dy_C, dtail_C, start, num_tokens, c, num_channels, num_dy, dyt)
         mine = (start < stop).to(tl.float32)
+        if HAS_STARTS:
+            opens = _four_open(starts, start, num_tokens)
         for i in tl.static_range(4):
+            if HAS_STARTS:
+                o0 = opens[i]
+                p1, p2 = tl.where(o0, 0.0, p1), tl.where(o0, 0.0, p2)
+                p3 = tl.where(o0, 0.0, p3)
             total = bias_C + w0 * n[i] + w1 * p1 + w2 * p2 + w3 * p3
             gate = tl.sigmoid(total)
             d = dy_4[i] * gate * (1 + total * (1 - gate))
@@ -238,9 +278,15 @@ def backward(
             dw2, dw3 = dw2 + counted * p2, dw3 + counted * p3
             # Of the input three tokens before this d; before zero it belongs to the window.
             value, t = w0 * q3 + w1 * q2 + w2 * q1 + w3 * d, start + i - 3
+            if HAS_STARTS:
+                value = tl.where(o1, 0.0, w2 * q1 + tl.where(o0, 0.0, w3 * d))
+                value = w0 * q3 + tl.where(o2, 0.0, w1 * q2 + value)
             if HAS_NEXT:
                 slot = t - limit + (W - 1)
                 kept_C = _within(slot, 0, W - 1, mask_C)
+                if HAS_STARTS:
+                    parted = (o2 & (t + 1 < limit)) | (o1 & (t + 2 < limit))
+                    kept_C = tl.where(parted, False, kept_C)
                 value += tl.load(dnext_C + slot * num_channels, mask=kept_C, other=0.0)
             inside_C = _within(t, first, stop, mask_C)
             tl.store(dx_C + t * dxt, value.to(dx.dtype.element_ty), mask=inside_C)
@@ -248,6 +294,8 @@ def backward(
                 before_C = _within(t, 1 - W, 0, mask_C)
                 tl.store(dwindow_C + (t + W - 1) * num_channels, value, mask=before_C)
             p1, p2, p3, q1, q2, q3 = n[i], p1, p2, d, q1, q2
+            if HAS_STARTS:
+                o1, o2 = o0, o1
     sums += (row * tl.num_programs(1) + tl.program_id(1)) * num_channels * (W + 1)
     at = sums + c * W + (W - 1)
     tl.store(at, dw0, mask=mask_C)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from equilm.ops import conv_kernels as kernels
-from equilm.ops.launch import token_strides
+from equilm.ops.launch import as_bytes, token_strides
 
 CHANNELS = 128  # of a program: one warp, four channels a thread
 
@@ -26,13 +26,14 @@ class Inputs(NamedTuple):
     bias: Tensor
     window: Tensor | None
     valid: Tensor | None
+    starts: Tensor | None  # bytes
 
 
 class ConvSilu(torch.autograd.Function):
-    """`conv_silu` on a GPU, with its arguments in the order of `Inputs`."""
+    """`conv_silu` on a GPU, with its arguments in the order of `Inputs`; starts as truths."""
 
     @staticmethod
-    def forward(ctx: Any, x, add, weight, bias, window, valid):
+    def forward(ctx: Any, x, add, weight, bias, window, valid, starts):
         inputs = Inputs(
             _last_dense(x),
             None if add is None else _last_dense(add),
@@ -40,6 +41,7 @@ class ConvSilu(torch.autograd.Function):
             bias,
             None if window is None else window.contiguous(),
             valid,
+            as_bytes(starts),
         )
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
@@ -54,12 +56,12 @@ class ConvSilu(torch.autograd.Function):
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dweight, dbias, dwindow = convolve_backward(inputs, dy, None, dnext, dx)
         dadd = None if add is None else dx.to(add.dtype)
-        return dx, dadd, dweight, dbias, dwindow, None
+        return dx, dadd, dweight, dbias, dwindow, None, None
 
 
 def convolve(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Return y_BTC in the type of x, and the next window in float32."""
-    x, add, weight, bias, window, valid = inputs
+    x, add, weight, bias, window, valid, starts = inputs
     rows, tokens, channels = x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     next_window = torch.empty(rows, weight.shape[1] - 1, channels, device=x.device)
@@ -72,6 +74,7 @@ def convolve(inputs: Inputs) -> tuple[Tensor, Tensor]:
         bias,
         x if window is None else window,
         valid,
+        starts,
         y,
         next_window,
         tokens,
@@ -94,7 +97,7 @@ def convolve_backward(
         dnext: (B, W−1, C) the cotangent of the next window; `None` means zero.
         dx: (B, T, C) is overwritten.
     """
-    x, add, weight, bias, window, valid = inputs
+    x, add, weight, bias, window, valid, starts = inputs
     rows, tokens, channels = x.shape
     grid, per_program = _grid(rows, tokens, channels)
     align, strides = token_strides(x, add, dy, dx)
@@ -107,6 +110,7 @@ def convolve_backward(
         bias,
         x if window is None else window,
         valid,
+        starts,
         dy,
         dy if dtail is None else dtail,
         x if dnext is None else dnext.contiguous(),
@@ -141,6 +145,7 @@ def _shape(inputs: Inputs, per_program: int, align: int) -> dict[str, Any]:
         "HAS_ADD": inputs.add is not None,
         "HAS_WINDOW": inputs.window is not None,
         "HAS_VALID": inputs.valid is not None,
+        "HAS_STARTS": inputs.starts is not None,
         "W": inputs.weight.shape[1],
         "TOKENS": per_program,
         "C": CHANNELS,

@@ -61,8 +61,7 @@ def gated_scan(
         eps: Added to the mean square.
         signed: Whether decays lie in [−1, 1] (`signed_scan.py`) instead of [0, 1].
         valid_B: (B,) how many tokens of each row count for the states returned; `None` means T.
-        starts_BT: (B, T) bool: tokens that begin anew, with a window and a state of zeros; the
-            fused kernel does not know it yet, and its twin runs on a GPU too.
+        starts_BT: (B, T) bool: tokens that begin anew, with a window and a state of zeros.
         dtype: Of y; `None` means float32 or wider.
         scale: () divides y, which then comes in e4m3; no gradients.
 
@@ -71,7 +70,10 @@ def gated_scan(
 
     Source: Dao and Gu 2024, arXiv 2405.21060; injection as in arXiv 2502.07827.
     """
-    if not signed and starts_BT is None and _fits_kernels(proj_BTE, weights):
+    if starts_BT is not None and valid_B is not None:
+        # What is padding must not empty the state.
+        starts_BT = starts_BT & _within(starts_BT, valid_B)
+    if not signed and _fits_kernels(proj_BTE, weights):
         from equilm.ops.gated_scan_triton import GatedScan
 
         return GatedScan.apply(
@@ -83,6 +85,7 @@ def gated_scan(
             groups,
             eps,
             valid_B,
+            starts_BT,
             dtype,
             scale,
         )
@@ -105,9 +108,6 @@ def gated_scan(
     directions = (channels - inner) // 2
     x_BTI, b_BTS, c_BTS = xbc_BTC.split([inner, directions, directions], dim=-1)
     dt_BTH, a_H = _steps(dt_BTH, add_BTH, weights, valid_B)
-    if starts_BT is not None and valid_B is not None:
-        # What is padding must not empty the state.
-        starts_BT = starts_BT & _within(dt_BTH, valid_B)
     scan = ssd_signed if signed else ssd
     y_BTHP, scan_BHPN = scan(
         x_BTI.unflatten(-1, (heads, -1)),
@@ -155,5 +155,5 @@ def _steps(
     return dt_BTH, -torch.exp(weights.a_log_H.to(wide))
 
 
-def _within(dt_BTH: Tensor, valid_B: Tensor) -> Tensor:
-    return torch.arange(dt_BTH.shape[1], device=valid_B.device) < valid_B[:, None]
+def _within(any_BT: Tensor, valid_B: Tensor) -> Tensor:
+    return torch.arange(any_BT.shape[1], device=valid_B.device) < valid_B[:, None]

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from equilm.ops import conv_triton as conv
 from equilm.ops import step_triton as steps
 from equilm.ops.gated_scan import Weights
+from equilm.ops.launch import as_bytes
 from equilm.ops.norm_backward_triton import gated_norm_backward
 from equilm.ops.norm_triton import gated_norm
 from equilm.ops.scan_backward_triton import Scanned, scan_backward
@@ -30,6 +31,7 @@ class _Arguments(NamedTuple):
     window: Tensor | None  # (B, W−1, C)
     first: Tensor | None  # (B, H, P, N)
     valid: Tensor | None  # (B,)
+    starts: Tensor | None  # (B, T) bytes
 
 
 class _ScanInputs(NamedTuple):
@@ -42,6 +44,7 @@ class _ScanInputs(NamedTuple):
     c: Tensor  # (B, T, G, N)
     skip: Tensor  # (H,)
     first: Tensor | None  # (B, H, P, N)
+    starts: Tensor | None  # (B, T) bytes
 
 
 class GatedScan(torch.autograd.Function):
@@ -49,7 +52,7 @@ class GatedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, proj, inject, *rest):
-        *vectors, window, first, groups, eps, valid, dtype, scale = rest
+        *vectors, window, first, groups, eps, valid, starts, dtype, scale = rest
         args = _Arguments(
             _last_dense(proj),
             None if inject is None else _last_dense(inject),
@@ -57,6 +60,7 @@ class GatedScan(torch.autograd.Function):
             None if window is None else window.contiguous(),
             None if first is None else first.float().contiguous(),
             valid,
+            as_bytes(starts),
         )
         ctx.save_for_backward(args.proj, args.inject, *args.weights, *args[3:])
         ctx.set_materialize_grads(False)
@@ -74,7 +78,7 @@ class GatedScan(torch.autograd.Function):
         args = _Arguments(proj, inject, Weights(*rest[:6]), *rest[6:])
         dproj, dweights, dwindow, dfirst = _backward(args, ctx.groups, ctx.eps, dout, dnext, dlast)
         dinject = None if inject is None else dproj.to(inject.dtype)
-        return dproj, dinject, *dweights, dwindow, dfirst, None, None, None, None, None
+        return dproj, dinject, *dweights, dwindow, dfirst, *[None] * 6
 
 
 def _backward(
@@ -91,8 +95,8 @@ def _backward(
     dproj = torch.empty(args.proj.shape, dtype=args.proj.dtype, device=args.proj.device)
     dgate, dxbc, draw = dproj.split([inner, channels, len(weights.a_log_H)], dim=-1)
     inputs, _ = _prepare(args, groups)
-    states, _ = walk(inputs.x, inputs.dt, inputs.a, inputs.b, inputs.first)
-    y = output(*inputs[:6], states)
+    states, _ = walk(inputs.x, inputs.dt, inputs.a, inputs.b, inputs.first, inputs.starts)
+    y = output(*inputs[:6], inputs.starts, states)
     if dout is None:
         dout = torch.zeros_like(y).flatten(2)
     gate, add = _gate(args)
@@ -128,6 +132,7 @@ def _prepare(args: _Arguments, groups: int) -> tuple[_ScanInputs, Tensor]:
         c.unflatten(-1, (groups, -1)),
         weights.skip_H.float(),
         args.first,
+        args.starts,
     )
     return inputs, next_window
 
@@ -143,7 +148,13 @@ def _conv_inputs(args: _Arguments) -> conv.Inputs:
     here = slice(inner, inner + len(weights.taps_CW))
     add = None if args.inject is None else args.inject[..., here]
     return conv.Inputs(
-        args.proj[..., here], add, weights.taps_CW, weights.taps_bias_C, args.window, args.valid
+        args.proj[..., here],
+        add,
+        weights.taps_CW,
+        weights.taps_bias_C,
+        args.window,
+        args.valid,
+        args.starts,
     )
 
 

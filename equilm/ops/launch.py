@@ -50,3 +50,8 @@ def walk_sizes(sizes: dict[str, Any], programs: int) -> tuple[int, dict[str, Any
     while programs * slices < 256 and sizes["N"] // slices > 32:
         slices *= 2
     return slices, {**sizes, "N": sizes["N"] // slices}
+
+
+def as_bytes(truth: Tensor | None) -> Tensor | None:
+    """Return a bool tensor's memory, dense: kernels load bytes."""
+    return None if truth is None else truth.contiguous().view(torch.uint8)

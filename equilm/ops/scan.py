@@ -33,7 +33,7 @@ def ssd(
         c_BTGN: (B, T, G, N) output directions.
         skip_H: (H,) weight of the direct path.
         state_BHPN: (B, H, P, N) initial state; `None` means zeros.
-        starts_BT: (B, T) bool: tokens that find a state of zeros; the kernels do not know it yet.
+        starts_BT: (B, T) bool: tokens that find a state of zeros.
 
     Returns:
         y_BTHP (B, T, H, P) in float32 or wider (on a GPU, in the type of x), and the final state
@@ -42,10 +42,10 @@ def ssd(
     Source: Dao and Gu 2024, arXiv 2405.21060. On a GPU: `scan_triton.py`.
     """
     has_kernel = x_BTHP.is_cuda and x_BTHP.dtype != torch.float64 and x_BTHP.shape[1] > 1
-    if has_kernel and starts_BT is None:
+    if has_kernel:
         from equilm.ops.scan_triton import ssd_triton
 
-        return ssd_triton(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN)
+        return ssd_triton(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN, starts_BT)
     scan = ssd_sequential if x_BTHP.shape[1] == 1 else ssd_chunked
     # Autocast would compute the matrix products, and so the state, in half precision.
     with torch.autocast(x_BTHP.device.type, enabled=False):

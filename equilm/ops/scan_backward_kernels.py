@@ -7,7 +7,7 @@ state S before it and the cotangent of the state behind it. Read `scan_triton.py
 import triton
 import triton.language as tl
 
-from equilm.ops.scan_kernels import decay_between, decays, dot, load_chunk
+from equilm.ops.scan_kernels import decays, dot, kept, kept_between, load_chunk, openings, seen
 
 
 @triton.jit
@@ -16,6 +16,7 @@ def cotangent(
     dt,
     a,
     c,
+    starts,
     dlast,
     dfirst,
     dstates,
@@ -28,6 +29,7 @@ def cotangent(
     num_n,
     HAS_FIRST: tl.constexpr,
     HAS_LAST: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
     N: tl.constexpr,
@@ -44,6 +46,8 @@ def cotangent(
     dy += row64 * num_tokens * num_heads * num_p + head * num_p
     c += row64 * stride_cb + (head // heads_per_group) * num_n
     dt += row64 * num_tokens * num_heads + head
+    if HAS_STARTS:
+        starts += row64 * num_tokens
     state_at = p[:, None] * num_n + n[None, :]
     state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
     program = row64 * num_heads + head
@@ -58,8 +62,11 @@ def cotangent(
         dy_LP = load_chunk(dy, t, num_tokens, num_heads * num_p, p, num_p)
         c_LN = load_chunk(c, t, num_tokens, stride_ct, n, num_n)
         _, log_decay_L, total = decays(dt, t, num_tokens, num_heads, rate, WIDE)
-        reached_LP = (dy_LP * tl.exp(log_decay_L.to(tl.float32))[:, None]).to(dy_LP.dtype)
-        dstate = dstate * tl.exp(total.to(tl.float32)) + dot(tl.trans(reached_LP), c_LN, PRECISION)
+        opened_L, newest = openings(starts, t, offsets, num_tokens, HAS_STARTS)
+        from_start_L = kept(log_decay_L, opened_L < 0, HAS_STARTS)
+        reached_LP = (dy_LP * from_start_L[:, None]).to(dy_LP.dtype)
+        across = kept(total, newest < 0, HAS_STARTS)
+        dstate = dstate * across + dot(tl.trans(reached_LP), c_LN, PRECISION)
     if HAS_FIRST:
         tl.store(dfirst + program * num_p * num_n + state_at, dstate, mask=state_mask)
 
@@ -75,6 +82,7 @@ def head_backward(
     dy,
     states,
     dstates,
+    starts,
     dx,
     ddt,
     dvectors,
@@ -89,6 +97,7 @@ def head_backward(
     heads_per_group,
     num_p,
     num_n,
+    HAS_STARTS: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
     N: tl.constexpr,
@@ -111,6 +120,9 @@ def head_backward(
     dt_L, log_decay_L, total = decays(
         dt + row64 * num_tokens * num_heads + head, t, num_tokens, num_heads, rate, WIDE
     )
+    if HAS_STARTS:
+        starts += row64 * num_tokens
+    opened_L, newest = openings(starts, t, offsets, num_tokens, HAS_STARTS)
     b += row64 * stride_bb + group * num_n
     c += row64 * stride_cb + group * num_n
     state_at = ((row64 * num_heads + head) * num_chunks + k) * num_p * num_n + p[:, None] * num_n
@@ -125,7 +137,7 @@ def head_backward(
         b_LN = load_chunk(b, t, num_tokens, stride_bt, n, num_n)
         c_LN = load_chunk(c, t, num_tokens, stride_ct, n, num_n)
         scores_LL = tl.dot(c_LN, tl.trans(b_LN), acc=scores_LL, input_precision=PRECISION)
-    scores_LL *= decay_between(log_decay_L, offsets)
+    scores_LL *= kept_between(log_decay_L, log_decay_L, offsets, opened_L, HAS_STARTS)
     narrow_LL = scores_LL.to(dy_LP.dtype)
     scores_LL *= dot(dy_LP, tl.trans(x_LP), PRECISION)
     dlog_L = tl.sum(scores_LL * dt_L[None, :], 1)
@@ -137,7 +149,7 @@ def head_backward(
         dstate_PN = tl.load(dstates + state_at + n[None, :], mask=state_mask, other=0.0)
         b_LN = load_chunk(b, t, num_tokens, stride_bt, n, num_n)
         kept_LP = tl.dot(b_LN, tl.trans(dstate_PN), acc=kept_LP, input_precision=PRECISION)
-    kept_LP *= tl.exp((total - log_decay_L).to(tl.float32))[:, None]
+    kept_LP *= kept(total - log_decay_L, offsets >= newest, HAS_STARTS)[:, None]
     dtotal = tl.sum(tl.sum(kept_LP * x_LP, 1) * dt_L, 0)
     dinput_LP = tl.dot(tl.trans(narrow_LL), dy_LP, acc=kept_LP, input_precision=PRECISION)
     dx_LP = dt_L[:, None] * dinput_LP + tl.load(skip + head) * dy_LP
@@ -154,12 +166,18 @@ def head_backward(
         c_LN = load_chunk(c, t, num_tokens, stride_ct, n, num_n)
         carried_LP = tl.dot(c_LN, tl.trans(state_PN), acc=carried_LP, input_precision=PRECISION)
         products_P += tl.sum(state_PN.to(tl.float32) * dstate_PN.to(tl.float32), 1)
-    dlog_L += tl.sum(carried_LP * dy_LP, 1) * tl.exp(log_decay_L.to(tl.float32))
-    dtotal += tl.exp(total.to(tl.float32)) * tl.sum(products_P, 0)
+    dlog_L += tl.sum(carried_LP * dy_LP, 1) * kept(log_decay_L, opened_L < 0, HAS_STARTS)
+    dtotal += kept(total, newest < 0, HAS_STARTS) * tl.sum(products_P, 0)
 
     # It reaches the inputs through their column, and all before a token through their sum.
     dlog_L -= dt_L * direct_L
-    behind_L = tl.sum(dlog_L, 0) - tl.cumsum(dlog_L, 0) + dlog_L + dtotal
+    if HAS_STARTS:
+        # A sum over another document is zero, and so is that from a start on, but for rounding.
+        dlog_LL = tl.where(seen(offsets, opened_L, HAS_STARTS), dlog_L[:, None], 0.0)
+        behind_L = tl.sum(dlog_LL, 0) + tl.where(offsets >= newest, dtotal, 0.0)
+        behind_L = tl.where(offsets == opened_L, 0.0, behind_L)
+    else:
+        behind_L = tl.sum(dlog_L, 0) - tl.cumsum(dlog_L, 0) + dlog_L + dtotal
     tl.store(ddt + out_at, direct_L + rate.to(tl.float32) * behind_L, mask=t < num_tokens)
     # This chunk's parts of the gradients of the rate and of skip.
     part = dvectors + (row64 * num_chunks + k) * 2 * num_heads + head
@@ -177,6 +195,7 @@ def group_backward(
     dy,
     states,
     dstates,
+    starts,
     dbc,
     stride_xb,
     stride_xt,
@@ -191,6 +210,7 @@ def group_backward(
     heads_per_program,
     num_p,
     num_n,
+    HAS_STARTS: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
     N: tl.constexpr,
@@ -205,6 +225,9 @@ def group_backward(
     p, n, offsets = tl.arange(0, P), tl.arange(0, N), tl.arange(0, L)
     t = k * L + offsets
     row64 = row.to(tl.int64)
+    if HAS_STARTS:
+        starts += row64 * num_tokens
+    opened_L, newest = openings(starts, t, offsets, num_tokens, HAS_STARTS)
     dcb_LL = tl.zeros((L, L), dtype=tl.float32)
     db_LN = tl.zeros((L, N), dtype=tl.float32)
     dc_LN = tl.zeros((L, N), dtype=tl.float32)
@@ -222,11 +245,12 @@ def group_backward(
         state_at += ((row64 * num_heads + head) * num_chunks + k) * num_p * num_n
         state_PN = tl.load(states + state_at, mask=state_mask, other=0.0)
         dstate_PN = tl.load(dstates + state_at, mask=state_mask, other=0.0)
-        decay_LL = decay_between(log_decay_L, offsets)
+        decay_LL = kept_between(log_decay_L, log_decay_L, offsets, opened_L, HAS_STARTS)
         dcb_LL += dot(dy_LP, tl.trans(x_LP), PRECISION) * dt_L[None, :] * decay_LL
-        reached_LP = (dy_LP * tl.exp(log_decay_L.to(tl.float32))[:, None]).to(dy_LP.dtype)
+        from_start_L = kept(log_decay_L, opened_L < 0, HAS_STARTS)
+        reached_LP = (dy_LP * from_start_L[:, None]).to(dy_LP.dtype)
         dc_LN = tl.dot(reached_LP, state_PN, acc=dc_LN, input_precision=PRECISION)
-        weight_L = dt_L * tl.exp((total - log_decay_L).to(tl.float32))
+        weight_L = dt_L * kept(total - log_decay_L, offsets >= newest, HAS_STARTS)
         added_LP = (x_LP * weight_L[:, None]).to(x_LP.dtype)
         db_LN = tl.dot(added_LP, dstate_PN, acc=db_LN, input_precision=PRECISION)
     b_LN = load_chunk(b + row64 * stride_bb + group * num_n, t, num_tokens, stride_bt, n, num_n)

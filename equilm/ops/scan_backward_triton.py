@@ -23,6 +23,7 @@ class Scanned(NamedTuple):
     c: Tensor  # (B, T, G, N)
     skip: Tensor  # (H,) float32
     first: Tensor | None  # (B, H, P, N) float32
+    starts: Tensor | None  # (B, T) bytes
     states: Tensor  # (B, H, K, P, N)
 
 
@@ -53,7 +54,7 @@ def scan_backward(scanned: Scanned, dy: Tensor, dlast: Tensor | None) -> Gradien
 
 def _cotangents(scanned: Scanned, dy: Tensor, dlast: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Of the state behind every chunk, and of the one before the first."""
-    x, dt, a, _, c, _, first, states = scanned
+    x, dt, a, _, c, _, first, starts, states = scanned
     rows, tokens, heads, width = x.shape
     groups, state = c.shape[2:]
     dstates = torch.empty_like(states)
@@ -64,6 +65,7 @@ def _cotangents(scanned: Scanned, dy: Tensor, dlast: Tensor | None) -> tuple[Ten
         dt,
         a,
         c,
+        starts,
         dlast,
         dfirst,
         dstates,
@@ -76,6 +78,7 @@ def _cotangents(scanned: Scanned, dy: Tensor, dlast: Tensor | None) -> tuple[Ten
         state,
         HAS_FIRST=first is not None,
         HAS_LAST=dlast is not None,
+        HAS_STARTS=starts is not None,
         num_warps=4,
         num_stages=2,
         **sizes,
@@ -85,7 +88,7 @@ def _cotangents(scanned: Scanned, dy: Tensor, dlast: Tensor | None) -> tuple[Ten
 
 def _of_heads(scanned: Scanned, dy: Tensor, dstates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """dx, ddt, and the parts of da and dskip as (K, 2, H)."""
-    x, dt, a, b, c, skip, _, states = scanned
+    x, dt, a, b, c, skip, _, starts, states = scanned
     rows, tokens, heads, width = x.shape
     groups, state = b.shape[2:]
     sizes = scan_sizes(x, b)
@@ -103,6 +106,7 @@ def _of_heads(scanned: Scanned, dy: Tensor, dstates: Tensor) -> tuple[Tensor, Te
         dy,
         states,
         dstates,
+        starts,
         dx,
         ddt,
         dvectors,
@@ -112,6 +116,7 @@ def _of_heads(scanned: Scanned, dy: Tensor, dstates: Tensor) -> tuple[Tensor, Te
         heads // groups,
         width,
         state,
+        HAS_STARTS=starts is not None,
         PART=min(64, sizes["N"]),
         num_warps=4,
         num_stages=1,
@@ -122,7 +127,7 @@ def _of_heads(scanned: Scanned, dy: Tensor, dstates: Tensor) -> tuple[Tensor, Te
 
 def _of_groups(scanned: Scanned, dy: Tensor, dstates: Tensor) -> Tensor:
     """The cotangents of b and c, summed over heads."""
-    x, dt, a, b, c, _, _, states = scanned
+    x, dt, a, b, c, _, _, starts, states = scanned
     rows, tokens, heads, width = x.shape
     groups, state = b.shape[2:]
     sizes = scan_sizes(x, b)
@@ -138,6 +143,7 @@ def _of_groups(scanned: Scanned, dy: Tensor, dstates: Tensor) -> Tensor:
         dy,
         states,
         dstates,
+        starts,
         dbc,
         *_strides(x, b, c),
         rows,
@@ -147,6 +153,7 @@ def _of_groups(scanned: Scanned, dy: Tensor, dstates: Tensor) -> Tensor:
         heads // splits,
         width,
         state,
+        HAS_STARTS=starts is not None,
         num_warps=8,
         num_stages=3 if state <= 128 and x.dtype != torch.float32 else 1,
         **sizes,

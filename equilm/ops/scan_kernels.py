@@ -1,7 +1,8 @@
 """The Triton kernels of the scan's forward pass, and what both passes share.
 
 L is the tokens of a chunk; P and N are padded to powers of two. Log decays are summed in the type
-WIDE, since their differences lose digits. Read `scan_triton.py` first.
+WIDE, since their differences lose digits. A token that finds a state of zeros opens a document, and
+nothing is kept from one document to another. Read `scan_triton.py` first.
 """
 
 import triton
@@ -28,17 +29,45 @@ def decays(dt, t, num_tokens, stride, rate, WIDE: tl.constexpr):
 
 
 @triton.jit
-def decay_between(log_decay_L, offsets):
-    """exp of the decay from column to row, zero above the diagonal."""
-    return decay_from(log_decay_L, log_decay_L, offsets)
+def _later(left, right):
+    return tl.maximum(left, right)
 
 
 @triton.jit
-def decay_from(log_decay_L, log_start_L, offsets):
-    """exp(log decay of the row − log start of the column), zero above the diagonal."""
+def openings(starts, t, offsets, num_tokens, HAS_STARTS: tl.constexpr):
+    """Where in the chunk each token's document opens, −1 if before it; the same of the last one."""
+    opened_L, newest = offsets, -1
+    if HAS_STARTS:
+        starts_L = tl.load(starts + t, mask=t < num_tokens, other=0)
+        own_L = tl.where(starts_L != 0, offsets, -1)
+        opened_L, newest = tl.associative_scan(own_L, 0, _later), tl.max(own_L, 0)
+    return opened_L, newest
+
+
+@triton.jit
+def kept(log_decay, is_same, HAS_STARTS: tl.constexpr):
+    """exp of a log decay, zero where it leads to another document."""
+    share = tl.exp(log_decay.to(tl.float32))
+    if HAS_STARTS:
+        share = tl.where(is_same, share, 0.0)
+    return share
+
+
+@triton.jit
+def seen(offsets, opened_L, HAS_STARTS: tl.constexpr):
+    """Whether the column's token is in the past of the row's, and in its document."""
+    seen_LL = offsets[:, None] >= offsets[None, :]
+    if HAS_STARTS:
+        seen_LL &= opened_L[:, None] <= offsets[None, :]
+    return seen_LL
+
+
+@triton.jit
+def kept_between(log_decay_L, log_start_L, offsets, opened_L, HAS_STARTS: tl.constexpr):
+    """exp(log decay of the row − log start of the column) where it is seen, else zero."""
     between_LL = (log_decay_L[:, None] - log_start_L[None, :]).to(tl.float32)
-    causal_LL = offsets[:, None] >= offsets[None, :]
-    return tl.exp(tl.where(causal_LL, between_LL, float("-inf")))
+    seen_LL = seen(offsets, opened_L, HAS_STARTS)
+    return tl.exp(tl.where(seen_LL, between_LL, float("-inf")))
 
 
 @triton.jit
@@ -48,6 +77,7 @@ def walk(
     a,
     b,
     first,
+    starts,
     last,
     states,
     stride_xb,
@@ -60,6 +90,7 @@ def walk(
     num_p,
     num_n,
     HAS_FIRST: tl.constexpr,
+    HAS_STARTS: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
     N: tl.constexpr,
@@ -76,6 +107,8 @@ def walk(
     x += row64 * stride_xb + head * num_p
     b += row64 * stride_bb + (head // heads_per_group) * num_n
     dt += row64 * num_tokens * num_heads + head
+    if HAS_STARTS:
+        starts += row64 * num_tokens
     state_at = p[:, None] * num_n + n[None, :]
     state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
     program = row64 * num_heads + head
@@ -89,9 +122,11 @@ def walk(
         x_LP = load_chunk(x, t, num_tokens, stride_xt, p, num_p)
         b_LN = load_chunk(b, t, num_tokens, stride_bt, n, num_n)
         dt_L, log_decay_L, total = decays(dt, t, num_tokens, num_heads, rate, WIDE)
-        weight_L = tl.exp((total - log_decay_L).to(tl.float32)) * dt_L
+        _opened_L, newest = openings(starts, t, offsets, num_tokens, HAS_STARTS)
+        weight_L = kept(total - log_decay_L, offsets >= newest, HAS_STARTS) * dt_L
         weighted_LP = (x_LP * weight_L[:, None]).to(x_LP.dtype)
-        state = state * tl.exp(total.to(tl.float32)) + dot(tl.trans(weighted_LP), b_LN, PRECISION)
+        carried = state * kept(total, newest < 0, HAS_STARTS)
+        state = carried + dot(tl.trans(weighted_LP), b_LN, PRECISION)
     tl.store(last + program * num_p * num_n + state_at, state, mask=state_mask)
 
 
@@ -104,6 +139,7 @@ def output(
     c,
     skip,
     states,
+    starts,
     y,
     stride_xb,
     stride_xt,
@@ -117,6 +153,7 @@ def output(
     heads_per_program,
     num_p,
     num_n,
+    HAS_STARTS: tl.constexpr,
     L: tl.constexpr,
     P: tl.constexpr,
     N: tl.constexpr,
@@ -134,6 +171,9 @@ def output(
     b_LN = load_chunk(b + row64 * stride_bb + group * num_n, t, num_tokens, stride_bt, n, num_n)
     c_LN = load_chunk(c + row64 * stride_cb + group * num_n, t, num_tokens, stride_ct, n, num_n)
     cb_LL = dot(c_LN, tl.trans(b_LN), PRECISION)
+    if HAS_STARTS:
+        starts += row64 * num_tokens
+    opened_L, _newest = openings(starts, t, offsets, num_tokens, HAS_STARTS)
     xp_mask = (t < num_tokens)[:, None] & (p < num_p)[None, :]
     state_at = p[:, None] * num_n + n[None, :]
     state_mask = (p < num_p)[:, None] & (n < num_n)[None, :]
@@ -146,10 +186,11 @@ def output(
         state_base = ((row64 * num_heads + head) * num_chunks + k) * num_p * num_n
         state_PN = tl.load(states + state_base + state_at, mask=state_mask, other=0.0)
         y_LP = dot(c_LN, tl.trans(state_PN.to(c_LN.dtype)), PRECISION)
-        y_LP *= tl.exp(log_decay_L.to(tl.float32))[:, None]
+        y_LP *= kept(log_decay_L, opened_L < 0, HAS_STARTS)[:, None]
         # The factor dt of the columns goes into the exponent.
         log_start_L = log_decay_L - tl.log(tl.maximum(dt_L, 1e-38)).to(WIDE)
-        scores_LL = cb_LL * decay_from(log_decay_L, log_start_L, offsets)
+        decay_LL = kept_between(log_decay_L, log_start_L, offsets, opened_L, HAS_STARTS)
+        scores_LL = cb_LL * decay_LL
         y_LP += dot(scores_LL.to(x_LP.dtype), x_LP, PRECISION)
         y_LP += tl.load(skip + head) * x_LP
         xp_at = ((row64 * num_tokens + t) * num_heads + head)[:, None] * num_p + p[None, :]

@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from equilm.ops import scan_kernels as forward
-from equilm.ops.launch import scan_sizes, scan_splits, walk_sizes
+from equilm.ops.launch import as_bytes, scan_sizes, scan_splits, walk_sizes
 from equilm.ops.scan_backward_triton import Scanned, scan_backward
 
 
@@ -26,6 +26,7 @@ def ssd_triton(
     c_BTGN: Tensor,
     skip_H: Tensor,
     state_BHPN: Tensor | None = None,
+    starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`equilm.ops.scan.ssd` on a GPU: the same arguments; y comes in the type of x."""
     rows, tokens, heads, width = x_BTHP.shape
@@ -37,29 +38,31 @@ def ssd_triton(
         a_H, skip_H = a_H.repeat_interleave(parts), skip_H.repeat_interleave(parts)
         if state_BHPN is not None:
             state_BHPN = state_BHPN.reshape(rows, heads * parts, width // parts, -1)
-    y_BTHP, last_BHPN = _Scan.apply(x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN)
+    y_BTHP, last_BHPN = _Scan.apply(
+        x_BTHP, dt_BTH, a_H, b_BTGN, c_BTGN, skip_H, state_BHPN, as_bytes(starts_BT)
+    )
     return y_BTHP.reshape(rows, tokens, heads, width), last_BHPN.reshape(rows, heads, width, -1)
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, dt, a, b, c, skip, first):
+    def forward(ctx: Any, x, dt, a, b, c, skip, first, starts):
         x, b, c = _rows(x), _rows(b), _rows(c)
         dt, a, skip = dt.float().contiguous(), a.float(), skip.float()
         first = None if first is None else first.float().contiguous()
-        ctx.save_for_backward(x, dt, a, b, c, skip, first)
-        return scan_forward(x, dt, a, b, c, skip, first)
+        ctx.save_for_backward(x, dt, a, b, c, skip, first, starts)
+        return scan_forward(x, dt, a, b, c, skip, first, starts)
 
     @staticmethod
     def backward(ctx: Any, dy, dlast):
-        x, dt, a, b, c, skip, first = ctx.saved_tensors
-        states, _ = walk(x, dt, a, b, first)
-        scanned = Scanned(x, dt, a, b, c, skip, first, states)
+        x, dt, a, b, c, skip, first, starts = ctx.saved_tensors
+        states, _ = walk(x, dt, a, b, first, starts)
+        scanned = Scanned(x, dt, a, b, c, skip, first, starts, states)
         dx, ddt, da, dbc, dskip, dfirst = scan_backward(
             scanned, dy.contiguous(), dlast.contiguous()
         )
         db, dc = dbc.unbind(2)
-        return dx, ddt, da, db.to(b.dtype), dc.to(c.dtype), dskip, dfirst
+        return dx, ddt, da, db.to(b.dtype), dc.to(c.dtype), dskip, dfirst, None
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -69,7 +72,7 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def walk(x, dt, a, b, first):
+def walk(x, dt, a, b, first, starts):
     """Return the states before every chunk and the one after the last."""
     sizes = scan_sizes(x, b)
     rows, tokens, heads, width = x.shape
@@ -84,6 +87,7 @@ def walk(x, dt, a, b, first):
         a,
         b,
         first,
+        starts,
         last,
         states,
         x.stride(0),
@@ -96,6 +100,7 @@ def walk(x, dt, a, b, first):
         width,
         state,
         HAS_FIRST=first is not None,
+        HAS_STARTS=starts is not None,
         num_warps=4,
         num_stages=2,
         **sizes,
@@ -103,13 +108,13 @@ def walk(x, dt, a, b, first):
     return states, last
 
 
-def scan_forward(x, dt, a, b, c, skip, first):
+def scan_forward(x, dt, a, b, c, skip, first, starts):
     """Return the outputs in the type of x, and the state after the last token."""
-    states, last = walk(x, dt, a, b, first)
-    return output(x, dt, a, b, c, skip, states), last
+    states, last = walk(x, dt, a, b, first, starts)
+    return output(x, dt, a, b, c, skip, starts, states), last
 
 
-def output(x, dt, a, b, c, skip, states):
+def output(x, dt, a, b, c, skip, starts, states):
     """Return the outputs, from the states before every chunk."""
     rows, tokens, heads, width = x.shape
     groups, state = b.shape[2:]
@@ -125,6 +130,7 @@ def output(x, dt, a, b, c, skip, states):
         c,
         skip,
         states,
+        starts,
         y,
         x.stride(0),
         x.stride(1),
@@ -138,6 +144,7 @@ def output(x, dt, a, b, c, skip, states):
         heads // splits,
         width,
         state,
+        HAS_STARTS=starts is not None,
         num_warps=4,
         num_stages=3 if state <= 128 and x.dtype != torch.float32 else 1,
         **sizes,

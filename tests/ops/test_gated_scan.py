@@ -54,7 +54,7 @@ def twin(groups: int, valid: Tensor | None) -> Callable[..., Any]:
 def kernel(groups: int, valid: Tensor | None) -> Callable[..., Any]:
     from equilm.ops.gated_scan_triton import GatedScan
 
-    return lambda *args: GatedScan.apply(*args, groups, 1e-5, valid, None, None)
+    return lambda *args: GatedScan.apply(*args, groups, 1e-5, valid, None, None, None)
 
 
 def check(

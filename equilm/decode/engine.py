@@ -71,11 +71,6 @@ class Engine:
         weights: Weights = "own",
         prefix_cache: int = 0,
     ) -> None:
-        for name, value, least in (("capacity", capacity, 1), ("short", short, 0)):
-            if value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
-        if start not in ("zero", "previous"):
-            raise ValueError(f"start: expected 'zero' or 'previous', got {start!r}")
         if precision not in ("float32", "bf16"):
             raise ValueError(f"precision: expected 'float32' or 'bf16', got {precision!r}")
         self.model, self.precision = model, precision
@@ -84,9 +79,6 @@ class Engine:
         implicit = self.evaluation.equilibrium is not None
         asked = {"window": window, "chunk": chunk, "check_every": check_every}
         pace = pace_of(model.embedding.device, implicit=implicit, **asked)
-        with torch.no_grad(), self._computing():
-            room = {"rows": slots, "capacity": capacity, "check_every": pace.check_every}
-            self.slots = Slots(self.evaluation, start=start, **room)
         self.prompts = Prompts(
             self.evaluation,
             capacity=capacity,
@@ -95,11 +87,13 @@ class Engine:
             short=short,
             cache=prefix_cache,
         )
+        with torch.no_grad(), self._computing():
+            room = {"rows": slots, "capacity": capacity, "check_every": pace.check_every}
+            self.slots = Slots(self.evaluation, start=start, **room)
         self.capacity = capacity if grows(self.slots.state) else None
         self._jobs: dict[int, Job] = {}
-        self._next_id = 0
         self._held: list[ExitStack] = []
-        self._tokens = self._sweeps = self._evaluations = 0
+        self._next_id = self._tokens = self._sweeps = self._evaluations = 0
 
     @property
     def busy(self) -> bool:

@@ -29,6 +29,9 @@ class Prompts:
         short: Tokens before the last of a prompt that are left to a slot; none of those that are
             echoed, or of an explicit model, which takes a chunk in as fast as a token.
         cache: Snapshots kept.
+
+    Raises:
+        ValueError: For a number out of range.
     """
 
     def __init__(
@@ -41,6 +44,9 @@ class Prompts:
         short: int,
         cache: int,
     ) -> None:
+        for name, value, least in (("capacity", capacity, 1), ("short", short, 0)):
+            if value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
         self.evaluation, self.capacity = evaluation, capacity
         self.window, self.chunk = window, chunk
         self.short = 0 if evaluation.equilibrium is None else short

@@ -8,7 +8,7 @@ next.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -51,6 +51,9 @@ class Slots:
         start: Where the solve of a token begins: at zero, or at the answer to the token before it
             if one evaluation there finds it near.
         check_every: Sweeps between two looks.
+
+    Raises:
+        ValueError: For another start.
     """
 
     def __init__(
@@ -62,6 +65,8 @@ class Slots:
         start: Start = "zero",
         check_every: int = 1,
     ) -> None:
+        if start not in get_args(Start):
+            raise ValueError(f"start: expected 'zero' or 'previous', got {start!r}")
         self.evaluation, self.start, self.check_every = evaluation, start, check_every
         device = evaluation.model.embedding.device
         self.state = evaluation.model.init_state(rows, capacity)

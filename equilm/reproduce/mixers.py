@@ -172,7 +172,11 @@ def _quick_columns() -> Iterator[Column]:
     )
     yield small
     yield replace(small, part="tracking", task=WordProblemConfig(group="S3"), steps=250)
-    asks = replace(small, layers=2, phases=solved, window=None, steps=300)
+    yield from _quick_asking(replace(small, layers=2, phases=solved, window=None, steps=300))
+
+
+def _quick_asking(asks: Column) -> Iterator[Column]:
+    """Tasks that ask for what was told before."""
     yield replace(
         asks,
         part="copying",
@@ -220,7 +224,10 @@ def _full_columns() -> Iterator[Column]:
     )
     yield small
     yield replace(small, part="tracking", task=WordProblemConfig(group="A5"), steps=4000)
-    asks = replace(small, layers=2, phases=solved, window=None, steps=8000)
+    yield from _full_asking(replace(small, layers=2, phases=solved, window=None, steps=8000))
+
+
+def _full_asking(asks: Column) -> Iterator[Column]:
     yield replace(
         asks,
         part="copying",

@@ -10,6 +10,8 @@ from tyro.conf import Positional, UseAppendAction
 from equilm.cli.terminal import argument, complain, console, say, waiting
 
 if TYPE_CHECKING:
+    from equilm.measure.evaluate import EvaluationConfig
+    from equilm.measure.language_config import LanguageConfig
     from equilm.record import Record
     from equilm.report.tables import Table
     from equilm.train.trainer import Trainer
@@ -98,9 +100,7 @@ def evaluate(
             out: the model's own, or "ids" if it has none.
     """
     from equilm.measure.evaluate import EvaluationConfig
-    from equilm.measure.language import evaluate_folder
     from equilm.measure.language_config import LanguageConfig
-    from equilm.train.runs import evaluate_run, find_run
 
     if not runs:
         raise ValueError("runs: expected one folder or more, got none")
@@ -122,17 +122,7 @@ def evaluate(
         limit=limit,
         tokenizer=tokenizer,
     )
-    of_folders = bool(language.text or language.harness)
-    for run in () if of_folders else runs:
-        find_run(run)
-    records = []
-    for run in runs:
-        with waiting(f"evaluating {run}"):
-            if of_folders:
-                records += evaluate_folder(run, settings, language)
-            else:
-                records += evaluate_run(run, settings)
-    for table in _tables(records):
+    for table in _tables(_evaluated(runs, settings, language)):
         console.print(table.terminal())
 
 
@@ -165,6 +155,25 @@ def report(
     (folder / "report" / "tables.md").write_text("\n".join(written), encoding="utf-8")
     say(page.headline(records))
     say(str(path))
+
+
+def _evaluated(
+    runs: tuple[Path, ...], settings: "EvaluationConfig", language: "LanguageConfig"
+) -> list["Record"]:
+    from equilm.measure.language import evaluate_folder
+    from equilm.train.runs import evaluate_run, find_run
+
+    of_folders = bool(language.text or language.harness)
+    for run in () if of_folders else runs:
+        find_run(run)
+    records = []
+    for run in runs:
+        with waiting(f"evaluating {run}"):
+            if of_folders:
+                records += evaluate_folder(run, settings, language)
+            else:
+                records += evaluate_run(run, settings)
+    return records
 
 
 def _run_through(trainer: "Trainer", out: Path) -> None:

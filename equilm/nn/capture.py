@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from equilm import tree
+from equilm.nn.attention import Attention
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.linear import prepared
+from equilm.nn.local import Local
 from equilm.nn.mixer import Mixer, State
 from equilm.solve.gradient import Phantom
 from equilm.solve.iterate import Progress, begin, drive, sweep
@@ -44,31 +46,37 @@ class Capture:
         """A copy records anew."""
         return Capture(copy.deepcopy(self.core, memo))
 
-    def __call__(self, x_BTD: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def __call__(
+        self, x_BTD: Tensor, state: State = None, starts_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Return the core's output, and the state after the tokens if they began in one.
 
         Args:
             x_BTD: Embedded tokens, recorded by autograd.
             state: What they begin in, without gradient; nor has the state returned one.
+            starts_BT: (B, T) bool, tokens that open a document; as `Mixer.forward`.
         """
-        key = self._key_of(x_BTD, state)
-        if key not in self._seen or not self._can_record(x_BTD, state):
+        key = self._key_of(x_BTD, state, starts_BT)
+        if key not in self._seen or not self._can_record(x_BTD, state, starts_BT):
             # The first time compiles kernels, which a graph cannot hold.
             self._seen.add(key)
-            found: tuple[Tensor, State] = self.core(x_BTD, state)
+            found: tuple[Tensor, State] = self.core(x_BTD, state, *_behind(starts_BT))
             return found
         if key != self._key:
             self._run = None  # its memory goes before the next one's comes
-            self._key, self._run = key, _recorded(self.core, x_BTD, state)
-        recorded: tuple[Tensor, State] = self._run(x_BTD, state)
+            self._key, self._run = key, _recorded(self.core, x_BTD, state, starts_BT)
+        recorded: tuple[Tensor, State] = self._run(x_BTD, state, starts_BT)
         return recorded
 
-    def _can_record(self, x_BTD: Tensor, state: State) -> bool:
+    def _can_record(self, x_BTD: Tensor, state: State, starts_BT: Tensor | None) -> bool:
         """An exact gradient and a solve in pieces let the host decide in between."""
         if not torch.is_grad_enabled():
             return False  # there is no backward pass to record
         if any(leaf.requires_grad or not leaf.is_floating_point() for leaf in tree.leaves(state)):
             # A buffer that grows would be copied whole for every call.
+            return False
+        asks = (Attention, Local)  # for the longest document's positions
+        if starts_BT is not None and any(isinstance(part, asks) for part in self.core.modules()):
             return False
         if not isinstance(self.core, Equilibrium):
             return True
@@ -76,37 +84,47 @@ class Capture:
         whole = window >= x_BTD.shape[1] or _never_asks(self.core)
         return whole and isinstance(self.core.gradient, Phantom)
 
-    def _key_of(self, x_BTD: Tensor, state: State) -> Any:
+    def _key_of(self, x_BTD: Tensor, state: State, starts_BT: Tensor | None) -> Any:
         core = self.core
         how = (core.solve, core.gradient) if isinstance(core, Equilibrium) else ()
         half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        shapes = [(tuple(leaf.shape), leaf.dtype) for leaf in (x_BTD, *tree.leaves(state))]
+        given = x_BTD, state, starts_BT
+        shapes = [(tuple(leaf.shape), leaf.dtype) for leaf in tree.leaves(given)]
         return tuple(shapes), half, core.training, torch.is_grad_enabled(), how
 
 
-def _recorded(core: Mixer, x_BTD: Tensor, state: State) -> Any:
+def _recorded(core: Mixer, x_BTD: Tensor, state: State, starts_BT: Tensor | None) -> Any:
     half = torch.get_autocast_dtype("cuda")
     enabled = torch.is_autocast_enabled("cuda")
     # Autocast's own cache of cast weights would outlive the graph that fills it.
     with torch.autocast("cuda", half, enabled=enabled, cache_enabled=False):
         x_BTD = x_BTD.detach().clone().requires_grad_()
-        state = tree.map_(torch.clone, state)
+        state, starts_BT = tree.map_(torch.clone, (state, starts_BT))
         if isinstance(core, Equilibrium) and not _never_asks(core):
-            return _Implicit(core, x_BTD, state)
-        return _Whole(core, x_BTD, state)
+            return _Implicit(core, x_BTD, state, starts_BT)
+        return _Whole(core, x_BTD, state, starts_BT)
 
 
 def _never_asks(core: Equilibrium) -> bool:
     return core.solve.check_every > core.solve.max_steps
 
 
+def _behind(starts_BT: Tensor | None) -> tuple[Any, ...]:
+    """The arguments of a mixer's forward pass behind its state; not all know of starts."""
+    return () if starts_BT is None else (None, None, starts_BT)
+
+
 class _Function(nn.Module):
     """Tensors to a tensor, from the state that lies in `before`; what it leaves is in `after`."""
 
-    def __init__(self, core: Mixer, before: State) -> None:
+    def __init__(self, core: Mixer, before: State, starts_BT: Tensor | None) -> None:
         super().__init__()
-        self.core, self.before = core, before
+        self.core, self.before, self.starts_BT = core, before, starts_BT
         self.after: State = None
+
+    def begin(self, before: State, starts_BT: Tensor | None) -> None:
+        """Overwrite what was given beside the tokens."""
+        tree.overwrite((self.before, self.starts_BT), (before, starts_BT))
 
     def leave(self, after: State) -> None:
         """Keep the state that a forward pass left, if it began in one."""
@@ -119,7 +137,7 @@ class _Forward(_Function):
     def forward(self, x_BTD: Tensor) -> Tensor:
         with prepared(self.core):
             y_BTD: Tensor
-            y_BTD, after = self.core(x_BTD, self.before)
+            y_BTD, after = self.core(x_BTD, self.before, *_behind(self.starts_BT))
         self.leave(after)
         return y_BTD
 
@@ -129,7 +147,7 @@ class _Attach(_Function):
 
     def forward(self, z_BTD: Tensor, x_BTD: Tensor) -> Tensor:
         assert isinstance(self.core, Equilibrium)
-        y_BTD, after = self.core.attach(z_BTD, x_BTD, self.before)
+        y_BTD, after = self.core.attach(z_BTD, x_BTD, self.before, self.starts_BT)
         self.leave(after)
         return y_BTD
 
@@ -137,14 +155,16 @@ class _Attach(_Function):
 class _Whole:
     """A core that asks the host nothing, recorded for one shape."""
 
-    def __init__(self, core: Mixer, x_BTD: Tensor, state: State) -> None:
-        self.core, self.function = core, _Forward(core, state)
+    def __init__(self, core: Mixer, x_BTD: Tensor, state: State, starts_BT: Tensor | None) -> None:
+        self.core, self.function = core, _Forward(core, state, starts_BT)
         with observed(core) as self.found:
             self.graphed = _Graphed(self.function, x_BTD)
         self.told = True  # once, while recording
 
-    def __call__(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        tree.overwrite(self.function.before, state)
+    def __call__(
+        self, x_BTD: Tensor, state: State, starts_BT: Tensor | None
+    ) -> tuple[Tensor, State]:
+        self.function.begin(state, starts_BT)
         y_BTD = self.graphed(x_BTD)
         for found in () if self.told else self.found:
             # The next call overwrites these.
@@ -157,9 +177,11 @@ class _Whole:
 class _Implicit:
     """A solve and its gradient, recorded for one shape."""
 
-    def __init__(self, core: Equilibrium, x_BTD: Tensor, state: State) -> None:
+    def __init__(
+        self, core: Equilibrium, x_BTD: Tensor, state: State, starts_BT: Tensor | None
+    ) -> None:
         self.core, self.solve = core, core.solve
-        self.x_BTD, self.function = x_BTD.detach().clone(), _Attach(core, state)
+        self.x_BTD, self.function = x_BTD.detach().clone(), _Attach(core, state, starts_BT)
         self.prologue, self.sweep = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         pool = torch.cuda.graph_pool_handle()
         with ExitStack() as held, torch.no_grad():
@@ -171,16 +193,18 @@ class _Implicit:
                     fresh = begin(core.zeros(*x_BTD.shape[:2]), self.solve)
                     self.progress: Progress = tree.map_(torch.clone, fresh)
                     # The first evaluation draws the dropout masks, which are held for the others.
-                    self._sweep_once(state, u_BTE)
+                    self._sweep_once(u_BTE)
                 with torch.cuda.graph(self.sweep, pool=pool):
-                    self._sweep_once(state, u_BTE)
+                    self._sweep_once(u_BTE)
             with torch.enable_grad():
                 self.attach = _Graphed(self.function, self.progress.z, x_BTD)
 
-    def __call__(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+    def __call__(
+        self, x_BTD: Tensor, state: State, starts_BT: Tensor | None
+    ) -> tuple[Tensor, State]:
         with torch.no_grad():
             self.x_BTD.copy_(x_BTD)
-            tree.overwrite(self.function.before, state)
+            self.function.begin(state, starts_BT)
             self.prologue.replay()
             replays = itertools.chain([lambda: None], itertools.repeat(self.sweep.replay))
 
@@ -197,9 +221,10 @@ class _Implicit:
         z_BTD: Tensor = self.attach(found.value, x_BTD)
         return z_BTD, tree.map_(torch.clone, self.function.after)
 
-    def _sweep_once(self, state: State, u_BTE: Tensor) -> None:
+    def _sweep_once(self, u_BTE: Tensor) -> None:
+        state, starts = self.function.before, _behind(self.function.starts_BT)[1:]
         after, _, _ = sweep(
-            lambda z_BTD: self.core.body(z_BTD, state, u_BTE, None),
+            lambda z_BTD: self.core.body(z_BTD, state, u_BTE, *starts),
             self.progress,
             self.solve,
             chain=True,

@@ -112,11 +112,16 @@ class Equilibrium(Mixer):
         u_BTE: Tensor = self.injection(self.injection_norm(x_BTD))
         return torch.cat([u_BTE, x_BTD], dim=-1) if self.takes_input else u_BTE
 
-    def attach(self, z_BTD: Tensor, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+    def attach(
+        self, z_BTD: Tensor, x_BTD: Tensor, state: State, starts_BT: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Return the fixed point z with `gradient` attached, and the state after it."""
+        starts = () if starts_BT is None else (starts_BT,)
         with prepared(self):
             u_BTE = self.inject(x_BTD)
-            return self.gradient.attach(lambda z_BTD: self.body(z_BTD, state, u_BTE), z_BTD)
+            return self.gradient.attach(
+                lambda z_BTD: self.body(z_BTD, state, u_BTE, None, *starts), z_BTD
+            )
 
     def flops_per_token(self, length: int) -> float:
         """One evaluation of F; the injection is paid once and left out."""

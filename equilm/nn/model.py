@@ -217,10 +217,9 @@ class LanguageModel(nn.Module):
         # Masks are held by `prepared`, so that no state of a random generator needs to be.
         again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         with recomputed(self.core, again) if self.recompute else nullcontext():
-            # Resets run by the plain twins so far, for which no graph is recorded; nor does one
-            # give the state, in which experts count, to rows that begin in none.
-            if self.capture is not None and starts_BT is None and not self.has_experts:
-                return self.capture(x_BTD, state)
+            # A recording does not give the state, in which experts count, to rows begun in none.
+            if self.capture is not None and not self.has_experts:
+                return self.capture(x_BTD, state, starts_BT)
             starts = () if starts_BT is None else (None, None, starts_BT)
             with prepared(self.core) if self.recompute else nullcontext():
                 result: tuple[Tensor, State] = self.core(x_BTD, state, *starts)

@@ -103,6 +103,8 @@ def walk(x, dt, a, b, first, starts):
         HAS_STARTS=starts is not None,
         num_warps=4,
         num_stages=2,
+        # As many as without starts, so that three programs fit where they did.
+        maxnreg=168 if starts is not None and sizes["N"] <= 128 else None,
         **sizes,
     )
     return states, last

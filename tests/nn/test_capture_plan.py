@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from equilm import tree
+from equilm.nn.attention import AttentionConfig
 from equilm.nn.capture import Capture
 from equilm.nn.equilibrium import EquilibriumConfig, observed
 from equilm.nn.linear import VariationalDropout
@@ -88,6 +89,41 @@ def test_nothing_is_recorded_without_gradient(monkeypatch: pytest.MonkeyPatch) -
         counts.append(len(recorder.graphs))
     # The backward pass compiles its kernels before it is recorded.
     assert counts[0] == 0 < counts[1]
+
+
+@pytest.mark.parametrize("check_every", [1, 6])
+def test_where_documents_open_is_told_to_every_replay(
+    check_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(Solve(max_steps=5, check_every=check_every))
+    recorder, capture, count = Recorder(monkeypatch), model.capture, 0
+    assert capture is not None
+    model.reset_at(3)
+    for step in range(3):
+        tokens_BT = (step + torch.arange(12).view(2, 6)) % 11
+        model.loss(tokens_BT, tokens_BT, ignore=-100)
+        if step > 0:
+            assert len(recorder.graphs) > count
+            assert torch.equal(capture._run.function.starts_BT, tokens_BT == 3)
+        count = len(recorder.graphs)
+    recording = capture._run
+    model.reset_at(None)
+    for _ in range(2):
+        model.loss(tokens_BT, tokens_BT, ignore=-100)
+    assert capture._run is not recording and capture._run.function.starts_BT is None
+
+
+def test_attention_on_packed_documents_runs_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rotation asks how long the longest document is."""
+    config = ModelConfig(vocab_size=11, width=8, num_layers=1, mixer=AttentionConfig(heads=2))
+    model = LanguageModel(config, generator=torch.Generator().manual_seed(0)).train()
+    model.capture, recorder = Capture(model.core), Recorder(monkeypatch)
+    tokens_BT = torch.arange(12).view(2, 6) % 11
+    for end, is_recorded in ((3, False), (None, True)):
+        model.reset_at(end)
+        for _ in range(2):
+            model.loss(tokens_BT, tokens_BT, ignore=-100)
+        assert bool(recorder.graphs) == is_recorded
 
 
 @pytest.mark.parametrize("solve", [Solve(max_steps=5), Solve(max_steps=5, check_every=6, window=3)])

@@ -141,6 +141,9 @@ class Equilibrium(Mixer):
             scratch = tree.map_(torch.clone, state) if recording else state
 
             def transition_of(rows_B: Tensor | None) -> Transition:
+                if recording and valid_B is None and not starts:
+                    # The state is that of the steps with a gradient.
+                    return lambda z_BTD: (self.body.peek(z_BTD, scratch, u_BTE), None)
                 here = scratch, u_BTE, valid_B, *starts
                 some = here if rows_B is None else tree.take(here, rows_B)
                 return lambda z_BTD: self.body(z_BTD, *some)

@@ -14,6 +14,7 @@ from equilm.nn.mixer import Mixer, State
 from equilm.nn.norm import GatedRMSNorm, RMSNorm, compute_dtype
 from equilm.ops.fp8 import Scaled
 from equilm.ops.gated_scan import Weights, gated_scan
+from equilm.ops.gated_token import gated_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +156,14 @@ class Mamba2(Mixer):
         advance: bool | Tensor,
     ) -> tuple[Tensor, Tensor, State] | None:
         """See `Mixer`; on a GPU, while nothing is recorded or dropped."""
+        signed = self.config.eigenvalues == "signed"
+        if state is None or signed or not isinstance(norm, RMSNorm):
+            return None
+        is_wide = self.A_log.dtype.itemsize >= 4 and compute_dtype(r_BTD) is None
+        if r_BTD.device.type == "cpu" and is_wide:
+            return self._token(norm, r_BTD, y_BTD, state, inject_BTE, advance)
         if (
-            state is None
-            or self.config.eigenvalues == "signed"
-            or not isinstance(norm, RMSNorm)
-            or not r_BTD.is_cuda
+            not r_BTD.is_cuda
             or r_BTD.dtype != torch.float32
             or torch.is_grad_enabled()
             or (self.training and self.dropout.rate > 0)
@@ -190,6 +194,30 @@ class Mamba2(Mixer):
         if window_BWC is not None and scan_BHPN is not None:
             after = Mamba2State(window_BWC, scan_BHPN)
         return r_RD[:, None], y_RD[:, None], after
+
+    def _token(
+        self,
+        norm: RMSNorm,
+        r_BTD: Tensor,
+        y_BTD: Tensor | None,
+        state: Mamba2State,
+        inject_BTE: Tensor | None,
+        advance: bool | Tensor,
+    ) -> tuple[Tensor, Tensor, State]:
+        r_BTD, a_BTD = norm.after(r_BTD, y_BTD)
+        y_BI, window_BWC, scan_BHPN = gated_token(
+            self.in_proj(a_BTD)[:, 0],
+            None if inject_BTE is None else inject_BTE[:, 0],
+            self._weights(),
+            *state,
+            groups=self.config.groups,
+            eps=self.norm.eps,
+            advance=advance is not False,
+        )
+        after = None
+        if window_BWC is not None and scan_BHPN is not None:
+            after = Mamba2State(window_BWC, scan_BHPN)
+        return r_BTD, self.dropout(self.out_proj(y_BI[:, None])), after
 
     def flops_per_token(self, length: int) -> float:
         """Projections, convolution and the recurrent form of the scan."""

@@ -32,6 +32,8 @@ INTO_STREAM = ("out_proj", "w2")
 def initialise(model: nn.Module, *, generator: torch.Generator) -> None:
     """Set every parameter of a `LanguageModel` in place, as the table says."""
     scale = stream_scale(model)
+    for leaf in model.parameters():
+        leaf.view(-1)[:1] = torch.nan
     for name, module in model.named_modules():
         initialise_part(
             module, scale=scale if name.endswith(INTO_STREAM) else 1.0, generator=generator
@@ -39,6 +41,8 @@ def initialise(model: nn.Module, *, generator: torch.Generator) -> None:
     for name, table in model.named_parameters(recurse=False):
         assert name in ("embedding", "head"), f"{name} is not in the table"
         table.copy_(0.02 * torch.randn(table.shape, generator=generator))
+    for name, leaf in model.named_parameters():
+        assert not leaf.view(-1)[:1].isnan().any(), f"{name}: set by no `initialise_own`"
 
 
 def stream_scale(model: nn.Module) -> float:

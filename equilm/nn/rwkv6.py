@@ -60,8 +60,8 @@ class HeadLayerNorm(nn.Module):
     def __init__(self, heads: int, size: int, *, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(heads, size))
-        self.bias = nn.Parameter(torch.zeros(heads, size))
+        self.weight = nn.Parameter(torch.empty(heads, size))
+        self.bias = nn.Parameter(torch.empty(heads, size))
 
     def forward(self, y_BTHP: Tensor) -> Tensor:
         """Return (B, T, H, P)."""
@@ -117,6 +117,10 @@ class RWKV6(Mixer):
         self.blend_out.copy_(0.01 * drawn)
         self.decay.copy_(-6 + 5 * place_D**0.7)
         self.bonus.copy_(0.1 * ((torch.arange(1, self.width + 1) % 3) - 1).view_as(self.bonus))
+        norm = self.output.norm
+        assert isinstance(norm, HeadLayerNorm)
+        norm.weight.fill_(1.0)
+        norm.bias.zero_()
 
     def init_state(self, batch: int, capacity: int) -> RWKV6State:
         """Zeros; the state does not grow with `capacity`."""

@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,20 +13,35 @@ from equilm.nn.block import Stack
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig
 from equilm.nn.linear import Weight
 from equilm.nn.local import LocalConfig
+from equilm.nn.lru import LRU
 from equilm.nn.mamba2 import Mamba2, Mamba2Config
-from equilm.nn.model import MIXERS, LanguageModel, ModelConfig, parameter_count
+from equilm.nn.model import (
+    MIXERS,
+    LanguageModel,
+    MixerConfig,
+    ModelConfig,
+    parameter_count,
+)
 from equilm.nn.norm import RMSNorm
 from tests.nn.build import SMALL, VOCAB, equilibrium_model, language_model, tokens_of
 from tests.tolerance import assert_close
 
 
-def test_every_row_of_the_table_has_a_small_configuration() -> None:
-    assert list(SMALL) == list(MIXERS)
+def test_every_row_of_the_table_is_whole() -> None:
+    assert set(SMALL) <= set(MIXERS)
+    assert set(get_args(MixerConfig)) == {config_class for config_class, _ in MIXERS.values()}
     for kind, (config_class, mixer_class) in MIXERS.items():
-        assert isinstance(SMALL[kind], config_class)
+        small = SMALL.get(kind, config_class())
+        assert isinstance(small, config_class)
         assert config_class().kind == kind
-        mixer = mixer_class(SMALL[kind], 8, weight_norm=False, dropout=0.0)
+        mixer = mixer_class(small, 8, weight_norm=False, dropout=0.0)
         assert mixer.inject_width > 0
+
+
+def test_a_parameter_that_nobody_sets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LRU, "initialise_own", lambda self, generator: None)
+    with pytest.raises(AssertionError, match=r"core\.layers\.0\.mixer\..*: set by no"):
+        language_model("lru")
 
 
 @pytest.mark.parametrize("kind", MIXERS)

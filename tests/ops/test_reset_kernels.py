@@ -103,7 +103,7 @@ def check_convolution(
 @pytest.mark.parametrize(("taps", "given"), [(2, True), (3, True), (4, True), (4, False)])
 def test_convolution(taps: int, given: bool) -> None:
     """Starts on both sides of where one program hands over to the next, at token 8."""
-    openings = [0, 3, 8, 10], [7, 9] if given else range(11)
+    openings = [0, 3, 6, 10], [7, 9] if given else range(11)
     check_convolution(11, starts_of(11, *openings), taps=taps, given=given)
 
 

@@ -16,6 +16,7 @@ from equilm.nn.s6 import S6Config
 from equilm.report.speed import label
 
 RECOMPUTED = "recomputed"  # the part of a step whose blocks are computed again
+PACKED = "packed"  # the part of a step whose rows hold many documents
 REFERENCE_DEVICE = "NVIDIA H200"
 
 
@@ -37,7 +38,8 @@ class Row:
         model: A name that `config_of` knows.
         batch: B.
         length: T.
-        part: Which part of the model; empty for all of it, `RECOMPUTED` for all of it that way.
+        part: Which part of the model; empty for all of it, `RECOMPUTED` for all of it that way,
+            `PACKED` for all of it on documents of about 300 tokens.
         depth: (s, k) of an implicit model's solve, where it has one to do.
         precision: Of the sweeps without gradient, as in `Solve`.
         known: The reference's figures and the goals.
@@ -101,6 +103,7 @@ TRAIN_GPU = (
         for row in _FULL
         if row.known.goal_gib is not None
     ),
+    Row(model="mamba2-130m", batch=16, length=2048, depth=(4, 1), part=PACKED),
 )
 TRAIN_CPU = (
     _step("state-tracking", 2, 64, (32, 4)),
@@ -108,6 +111,7 @@ TRAIN_CPU = (
     _step("explicit-small-mamba2", 2, 128, None),
     _step("small-mamba2", 2, 128, (4, 1)),
     _step("small-mamba2", 2, 128, (24, 4)),
+    Row(model="small-mamba2", batch=2, length=128, depth=(4, 1), part=PACKED),
     _step("small-llama", 2, 128, (32, 4)),
 )
 # Batch and length at which operations are timed.

@@ -16,7 +16,7 @@ from equilm.measure.bench.build import build, random_tokens, set_depth
 from equilm.measure.bench.clock import median_ms, peak_gib
 from equilm.measure.bench.floors import step_work
 from equilm.measure.bench.place import Place, records_of
-from equilm.measure.bench.rows import RECOMPUTED, Row, config_of
+from equilm.measure.bench.rows import PACKED, RECOMPUTED, Row, config_of
 from equilm.measure.bench.tested import compare
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
@@ -43,9 +43,9 @@ def train_records(rows: Iterable[Row], place: Place, name: str) -> Iterator[list
     """
     tested = set()
     for row in rows:
-        if (row.model, row.precision) not in tested:
+        if (row.model, row.precision, row.part) not in tested:
             check_step(row, place)
-            tested.add((row.model, row.precision))
+            tested.add((row.model, row.precision, row.part))
         # What a model leaves in cycles would count for the next one's memory.
         gc.collect()
         torch.cuda.empty_cache()
@@ -71,10 +71,10 @@ def check_step(row: Row, place: Place) -> None:
     config = config_of(row.model)
     config = replace(config, num_layers=min(TESTED_LAYERS, config.num_layers))
     model = build(config, place.device)
+    shape = (min(row.batch, TESTED_BATCH), min(row.length, TESTED_LENGTH))
+    tokens_BT = _tokens(model, row.part, shape, place)
     twin = copy.deepcopy(model).double()
     twin.capture = None
-    shape = (min(row.batch, TESTED_BATCH), min(row.length, TESTED_LENGTH))
-    tokens_BT = random_tokens(model, shape, place.device)
     set_depth(model, _short(row.depth), row.precision)
     set_depth(twin, _short(row.depth))
     # The first call is eager, the second records graphs, and the third runs from them.
@@ -83,6 +83,15 @@ def check_step(row: Row, place: Place) -> None:
     expected = _answers(twin, tokens_BT, replace(place, dtype=torch.float64))
     slack = SLACK * (FP8_SLACK if row.precision == "fp8" else 1.0)
     compare(f"training step of {row.model}", got, expected, place.dtype, slack=slack)
+
+
+def _tokens(model: LanguageModel, part: str, shape: tuple[int, int], place: Place) -> Tensor:
+    """Random tokens; of packed documents token 0 opens each, and the model is told so."""
+    tokens_BT = random_tokens(model, shape, place.device)
+    if part != PACKED:
+        return tokens_BT
+    model.reset_at(0)
+    return tokens_BT.where(tokens_BT % 300 > 0, 0)
 
 
 def _answers(model: LanguageModel, tokens_BT: Tensor, place: Place) -> dict[str, Tensor]:
@@ -103,7 +112,7 @@ def _measure(name: str, row: Row, place: Place) -> list[Record]:
     model = build(config_of(row.model), place.device)
     set_depth(model, row.depth, row.precision)
     model.recompute = row.part == RECOMPUTED
-    tokens_BT = random_tokens(model, (row.batch, row.length), place.device)
+    tokens_BT = _tokens(model, row.part, (row.batch, row.length), place)
 
     def step() -> None:
         with place.computing():

@@ -22,6 +22,7 @@ from equilm.nn.norm import RMSNorm
 from equilm.ops.fp8 import supported
 from equilm.solve.compact import iterate_rows
 from equilm.solve.gradient import Gradient, Phantom
+from equilm.solve.guessed import settle
 from equilm.solve.iterate import Solution, Solve, Transition, iterate
 from equilm.solve.window import slide
 
@@ -92,13 +93,17 @@ class Equilibrium(Mixer):
         inject_BTE: Tensor | None = None,
         valid_B: Tensor | None = None,
         starts_BT: Tensor | None = None,
+        guess_BTD: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """See `Mixer`."""
+        """See `Mixer`; a guess, without gradient, is where the solve begins instead of zero."""
         with prepared(self):
             u_BTE = self.inject(x_BTD)
             if inject_BTE is not None:
                 u_BTE = u_BTE + inject_BTE
             window = self.solve.window or x_BTD.shape[1]
+            if guess_BTD is not None:
+                assert starts_BT is None and not torch.is_grad_enabled()
+                return self._solve_guessed(guess_BTD, u_BTE, state, valid_B, window)
             if window >= x_BTD.shape[1]:
                 return self._solve_at_once(u_BTE, state, valid_B, starts_BT)
             if state is None:
@@ -202,7 +207,7 @@ class Equilibrium(Mixer):
             walk = one_by_one.Walk(self.body, u_BTE, state, self.width, self.solve, records=True)
             return self._told(walk.run())
         found = slide(
-            lambda z_BWD, u_BWE, before, valid: self.body(z_BWD, before, u_BWE, valid),
+            self._step,
             u_BTE,
             state,
             size=self.width,
@@ -211,6 +216,27 @@ class Equilibrium(Mixer):
             valid=valid_B,
         )
         return self._told(found)
+
+    def _solve_guessed(
+        self,
+        guess_BTD: Tensor,
+        u_BTE: Tensor,
+        state: State,
+        valid_B: Tensor | None,
+        window: int,
+    ) -> tuple[Tensor, State]:
+        if state is None:
+            state = self.init_state(*u_BTE.shape[:2])
+        found = settle(
+            self._step, u_BTE, state, guess_BTD, window=window, solve=self.solve, valid=valid_B
+        )
+        return self._told(found)
+
+    def _step(
+        self, z_BWD: Tensor, u_BWE: Tensor, state: State, valid_B: Tensor | None
+    ) -> tuple[Tensor, State]:
+        result: tuple[Tensor, State] = self.body(z_BWD, state, u_BWE, valid_B)
+        return result
 
     def _told(self, found: Solution) -> tuple[Tensor, State]:
         self.report(found)

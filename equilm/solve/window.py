@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from equilm import tree
-from equilm.solve.iterate import Solution, Solve, Status, begin, sweep
+from equilm.solve.iterate import Progress, Solution, Solve, Status, begin, sweep
 
 # (z (B, W, N), inject (B, W, E), state, valid (B,) or None) → (F(z), state after `valid` positions)
 Step = Callable[[Tensor, Tensor, Any, Tensor | None], tuple[Tensor, Any]]
@@ -27,6 +27,7 @@ def slide(
     window: int,
     solve: Solve,
     valid: Tensor | None = None,
+    guess: Tensor | None = None,
 ) -> Solution:
     """Solve a chain of T positions, never more than `window` of them at a time.
 
@@ -38,12 +39,14 @@ def slide(
         window: W ≥ 1.
         solve: `max_steps` bounds the evaluations of a position after all before it settled.
         valid: (B,) length of each row's chain; `None` means T.
+        guess: (B, T, N) where each position begins; `None` means at zero.
 
     Returns:
         A `Solution` for (B, T); positions past `valid` are zero. Its `last` is F(value) with the
         state after the last valid position. `sweeps` counts dependent evaluations.
     """
-    return _Slider(step, inject, state, size, min(window, inject.shape[1]), solve, valid).run()
+    window = min(window, inject.shape[1])
+    return _Slider(step, inject, state, size, window, solve, valid, guess).run()
 
 
 class _Slider:
@@ -58,6 +61,7 @@ class _Slider:
         window: int,
         solve: Solve,
         valid: Tensor | None,
+        guess: Tensor | None,
     ) -> None:
         rows, length = inject.shape[:2]
         device = inject.device
@@ -68,11 +72,12 @@ class _Slider:
         self.limit = torch.full((rows,), length, device=device) if valid is None else valid
         self.start = torch.zeros(rows, dtype=torch.int64, device=device)
         self.offsets = torch.arange(window, device=device)
-        self.inject = self._view()
+        self.inject = self._view(self.chain, self.start)
         dtype = torch.promote_types(inject.dtype, torch.float32)
         zeros = torch.zeros(rows, window, size, dtype=dtype, device=device)
         self.fresh = begin(zeros, solve)
-        self.progress = self.fresh
+        self.guess = None if guess is None else torch.cat([guess.to(dtype), zeros], dim=1)
+        self.progress = self._fresh(self.start)
         blank = (rows, length + 2 * window)
         self.value = torch.zeros(*blank, size, dtype=dtype, device=device)
         self.image = torch.zeros_like(self.value)
@@ -130,17 +135,24 @@ class _Slider:
         self._scatter(self.status, target, p.status)
         self._scatter(self.steps, target, p.steps)
         self._scatter(self.residual, target, p.residual)
+        fresh = self._fresh(self.start + self.window)
         self.start = self.start + moved
-        self.inject = self._view()
+        self.inject = self._view(self.chain, self.start)
         if whole:
-            self.progress = tree.select(moved > 0, self.fresh, p)
+            self.progress = tree.select(moved > 0, fresh, p)
         else:
             source = self.offsets + moved[:, None]
             self.progress = tree.map_(
                 lambda leaf, new: torch.cat([leaf, new], dim=1).gather(1, _like(source, leaf)),
                 p,
-                self.fresh,
+                fresh,
             )
+
+    def _fresh(self, start: Tensor) -> Progress:
+        """Where the positions from `start` begin."""
+        return (
+            self.fresh if self.guess is None else begin(self._view(self.guess, start), self.solve)
+        )
 
     def _targets(self, moved: Tensor) -> Tensor:
         """Where each position of the window is kept; the unkept ones go behind the end."""
@@ -152,9 +164,9 @@ class _Slider:
     def _scatter(into: Tensor, target: Tensor, leaf: Tensor) -> None:
         into.scatter_(1, _like(target, leaf), leaf)
 
-    def _view(self) -> Tensor:
-        index = (self.start[:, None] + self.offsets).clamp(max=self.chain.shape[1] - 1)
-        return self.chain.gather(1, _like(index, self.chain))
+    def _view(self, chain: Tensor, start: Tensor) -> Tensor:
+        index = (start[:, None] + self.offsets).clamp(max=chain.shape[1] - 1)
+        return chain.gather(1, _like(index, chain))
 
 
 def _like(index: Tensor, leaf: Tensor) -> Tensor:

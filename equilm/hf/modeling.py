@@ -103,7 +103,7 @@ class EquilmModel(EquilmPreTrainedModel):
         assert input_ids is not None
         count = self.embed_tokens.num_embeddings
         if input_ids.numel() and not input_ids.is_meta:
-            low, high = (int(end) for end in input_ids.aminmax())
+            low, high = torch.stack(input_ids.aminmax()).tolist()
             if low < 0 or high >= count:
                 raise ValueError(
                     f"input_ids: expected ids in [0, {count}), got {low if low < 0 else high}"

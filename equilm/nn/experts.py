@@ -22,7 +22,7 @@ class ExpertsConfig:
 
     Args:
         hidden: U, width between, of each expert.
-        experts: J, how many there are; 16 as in Jamba.
+        experts: Y, how many there are; 16 as in Jamba.
         chosen: How many a token is sent to; 2 as in Jamba.
         balance: Weight of the balance loss, ≥ 0; 0.01 as in Fedus et al. 2021, arXiv 2101.03961.
     """
@@ -48,12 +48,12 @@ class ExpertsConfig:
 class ExpertsState(NamedTuple):
     """Sums over a row's tokens, in float32."""
 
-    chosen_BJ: Tensor  # tokens sent to each expert
-    share_BJ: Tensor  # the router's probabilities
+    chosen_BY: Tensor  # tokens sent to each expert
+    share_BY: Tensor  # the router's probabilities
 
 
 class Experts(nn.Module):
-    """J gated MLPs, of which each token takes the best few; no token is dropped.
+    """Y gated MLPs, of which each token takes the best few; no token is dropped.
 
     Args:
         config: Sizes.
@@ -79,31 +79,31 @@ class Experts(nn.Module):
         """Zeros."""
         like = next(self.parameters())
         dtype = torch.promote_types(like.dtype, torch.float32)
-        zeros_BJ = like.new_zeros(batch, self.config.experts, dtype=dtype)
-        return ExpertsState(zeros_BJ, zeros_BJ.clone())
+        zeros_BY = like.new_zeros(batch, self.config.experts, dtype=dtype)
+        return ExpertsState(zeros_BY, zeros_BY.clone())
 
     def forward(
         self, a_BTD: Tensor, state: ExpertsState | None = None, valid_B: Tensor | None = None
     ) -> tuple[Tensor, ExpertsState]:
         """Return y_BTD, and the sums with those of the first `valid_B` tokens."""
-        chosen_BJ, share_BJ = state if state is not None else self.init_state(len(a_BTD))
-        share_BTJ = torch.softmax(self.router(a_BTD).to(share_BJ.dtype), dim=-1)
-        nobody_BTJ = torch.zeros_like(share_BTJ, dtype=torch.bool)
-        best = share_BTJ.topk(self.config.chosen, dim=-1).indices
-        is_chosen_BTJ = nobody_BTJ.scatter(-1, best, True)
+        chosen_BY, share_BY = state if state is not None else self.init_state(len(a_BTD))
+        share_BTY = torch.softmax(self.router(a_BTD).to(share_BY.dtype), dim=-1)
+        nobody_BTY = torch.zeros_like(share_BTY, dtype=torch.bool)
+        best = share_BTY.topk(self.config.chosen, dim=-1).indices
+        is_chosen_BTY = nobody_BTY.scatter(-1, best, True)
         y_RD = experts(
-            a_BTD.flatten(0, 1), share_BTJ.where(is_chosen_BTJ, 0).flatten(0, 1), *self._weights()
+            a_BTD.flatten(0, 1), share_BTY.where(is_chosen_BTY, 0).flatten(0, 1), *self._weights()
         )
-        counted_BTJ, summed_BTJ = is_chosen_BTJ.to(share_BJ.dtype), share_BTJ
+        counted_BTY, summed_BTY = is_chosen_BTY.to(share_BY.dtype), share_BTY
         if valid_B is not None:
             valid_BT = torch.arange(a_BTD.shape[1], device=valid_B.device) < valid_B[:, None]
-            counted_BTJ = counted_BTJ.where(valid_BT[..., None], 0)
-            summed_BTJ = summed_BTJ.where(valid_BT[..., None], 0)
-        after = ExpertsState(chosen_BJ + counted_BTJ.sum(1), share_BJ + summed_BTJ.sum(1))
+            counted_BTY = counted_BTY.where(valid_BT[..., None], 0)
+            summed_BTY = summed_BTY.where(valid_BT[..., None], 0)
+        after = ExpertsState(chosen_BY + counted_BTY.sum(1), share_BY + summed_BTY.sum(1))
         return y_RD.unflatten(0, a_BTD.shape[:2]), after
 
     def balance_loss(self, before: ExpertsState | None, after: ExpertsState) -> Tensor:
-        """weight · J Σ_e (share of choices that went to e) · (mean probability of e), a scalar.
+        """weight · Y Σ_e (share of choices that went to e) · (mean probability of e), a scalar.
 
         The least is `weight`, where all experts are chosen alike. The gradient goes through the
         probabilities.
@@ -114,11 +114,11 @@ class Experts(nn.Module):
 
         Source: Fedus et al. 2021, arXiv 2101.03961, equation 4.
         """
-        chosen_J, share_J = after.chosen_BJ.sum(0), after.share_BJ.sum(0)
+        chosen_Y, share_Y = after.chosen_BY.sum(0), after.share_BY.sum(0)
         if before is not None:
-            chosen_J, share_J = chosen_J - before.chosen_BJ.sum(0), share_J - before.share_BJ.sum(0)
-        products_J = chosen_J / chosen_J.sum() * (share_J / share_J.sum())
-        return self.config.balance * self.config.experts * products_J.sum()
+            chosen_Y, share_Y = chosen_Y - before.chosen_BY.sum(0), share_Y - before.share_BY.sum(0)
+        products_Y = chosen_Y / chosen_Y.sum() * (share_Y / share_Y.sum())
+        return self.config.balance * self.config.experts * products_Y.sum()
 
     def flops_per_token(self) -> float:
         """The router, and three projections of each expert chosen."""

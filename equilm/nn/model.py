@@ -239,7 +239,7 @@ class LanguageModel(nn.Module):
         if tokens_BT.ndim != 2 or tokens_BT.numel() < 1:
             shape = tuple(tokens_BT.shape)
             raise ValueError(f"tokens: expected (batch >= 1, length >= 1), got {shape}")
-        low, high = int(tokens_BT.min()), int(tokens_BT.max())
+        low, high = torch.stack(tokens_BT.aminmax()).tolist()
         if low < 0 or high >= self.vocab_size:
             raise ValueError(
                 f"tokens: expected ids in [0, {self.vocab_size}), got {low if low < 0 else high}"

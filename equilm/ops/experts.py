@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 def experts(
-    a_RD: Tensor, share_RJ: Tensor, w1_JUD: Tensor, w3_JUD: Tensor, w2_JDU: Tensor
+    a_RD: Tensor, share_RY: Tensor, w1_YUD: Tensor, w3_YUD: Tensor, w2_YDU: Tensor
 ) -> Tensor:
     """y = Σ_e share_e · w2_e(SiLU(w1_e a) · (w3_e a)).
 
     Args:
         a_RD: (R, D) tokens.
-        share_RJ: (R, J) of each of the J experts, zero where it is not chosen.
-        w1_JUD: (J, U, D) as do w3.
-        w3_JUD: (J, U, D).
-        w2_JDU: (J, D, U).
+        share_RY: (R, Y) of each of the Y experts, zero where it is not chosen.
+        w1_YUD: (Y, U, D) as do w3.
+        w3_YUD: (Y, U, D).
+        w2_YDU: (Y, D, U).
 
     Returns:
         y_RD in the type of the weights.
@@ -31,31 +31,31 @@ def experts(
     """
     # On a GPU the host would wait for the choices, which no graph could record.
     view = by_all if a_RD.is_cuda else by_choice
-    return view(a_RD, share_RJ, w1_JUD, w3_JUD, w2_JDU)
+    return view(a_RD, share_RY, w1_YUD, w3_YUD, w2_YDU)
 
 
 def by_choice(
-    a_RD: Tensor, share_RJ: Tensor, w1_JUD: Tensor, w3_JUD: Tensor, w2_JDU: Tensor
+    a_RD: Tensor, share_RY: Tensor, w1_YUD: Tensor, w3_YUD: Tensor, w2_YDU: Tensor
 ) -> Tensor:
     """`experts`, one after the other, each for the tokens that chose it."""
-    a_RD = a_RD.to(w1_JUD.dtype)
+    a_RD = a_RD.to(w1_YUD.dtype)
     y_RD = torch.zeros_like(a_RD)
-    for number, (w1_UD, w3_UD, w2_DU) in enumerate(zip(w1_JUD, w3_JUD, w2_JDU, strict=True)):
-        rows = share_RJ[:, number].nonzero()[:, 0]
+    for number, (w1_UD, w3_UD, w2_DU) in enumerate(zip(w1_YUD, w3_YUD, w2_YDU, strict=True)):
+        rows = share_RY[:, number].nonzero()[:, 0]
         if len(rows):
             here_ND = a_RD[rows]
             hidden_NU = F.silu(F.linear(here_ND, w1_UD)) * F.linear(here_ND, w3_UD)
-            hidden_NU = hidden_NU * share_RJ[rows, number, None].to(hidden_NU.dtype)
+            hidden_NU = hidden_NU * share_RY[rows, number, None].to(hidden_NU.dtype)
             y_RD = y_RD.index_add(0, rows, F.linear(hidden_NU, w2_DU))
     return y_RD
 
 
 def by_all(
-    a_RD: Tensor, share_RJ: Tensor, w1_JUD: Tensor, w3_JUD: Tensor, w2_JDU: Tensor
+    a_RD: Tensor, share_RY: Tensor, w1_YUD: Tensor, w3_YUD: Tensor, w2_YDU: Tensor
 ) -> Tensor:
     """`experts`, as one gated MLP of all of them, whose hidden numbers are weighed."""
-    a_RD = a_RD.to(w1_JUD.dtype)
-    up_RI, gate_RI = (F.linear(a_RD, weight.flatten(0, 1)) for weight in (w1_JUD, w3_JUD))
-    hidden_RJU = (F.silu(up_RI) * gate_RI).unflatten(-1, w1_JUD.shape[:2])
-    hidden_RJU = hidden_RJU * share_RJ[..., None].to(hidden_RJU.dtype)
-    return F.linear(hidden_RJU.flatten(1), w2_JDU.transpose(0, 1).flatten(1))
+    a_RD = a_RD.to(w1_YUD.dtype)
+    up_RI, gate_RI = (F.linear(a_RD, weight.flatten(0, 1)) for weight in (w1_YUD, w3_YUD))
+    hidden_RYU = (F.silu(up_RI) * gate_RI).unflatten(-1, w1_YUD.shape[:2])
+    hidden_RYU = hidden_RYU * share_RY[..., None].to(hidden_RYU.dtype)
+    return F.linear(hidden_RYU.flatten(1), w2_YDU.transpose(0, 1).flatten(1))

@@ -29,34 +29,34 @@ def mixture(*, chosen: int) -> Experts:
 def test_it_is_its_definition() -> None:
     module = mixture(chosen=2)
     a_BTD = torch.randn(2, 7, WIDTH, dtype=torch.float64)
-    y_BTD, (chosen_BJ, share_BJ) = module(a_BTD)
-    w1_JUD, w3_JUD = (part.weight.view(4, 5, WIDTH) for part in (module.w1, module.w3))
-    w2_JDU = module.w2.weight.view(4, WIDTH, 5)
+    y_BTD, (chosen_BY, share_BY) = module(a_BTD)
+    w1_YUD, w3_YUD = (part.weight.view(4, 5, WIDTH) for part in (module.w1, module.w3))
+    w2_YDU = module.w2.weight.view(4, WIDTH, 5)
     counts = torch.zeros(2, 4, dtype=torch.float64)
     for row in range(2):
         for t in range(7):
             a_D = a_BTD[row, t]
-            share_J = torch.softmax(module.router.weight @ a_D, dim=0)
+            share_Y = torch.softmax(module.router.weight @ a_D, dim=0)
             want_D = torch.zeros(WIDTH, dtype=torch.float64)
-            for e in share_J.argsort(descending=True)[:2].tolist():
-                hidden_U = F.silu(w1_JUD[e] @ a_D) * (w3_JUD[e] @ a_D)
-                want_D = want_D + share_J[e] * (w2_JDU[e] @ hidden_U)
+            for e in share_Y.argsort(descending=True)[:2].tolist():
+                hidden_U = F.silu(w1_YUD[e] @ a_D) * (w3_YUD[e] @ a_D)
+                want_D = want_D + share_Y[e] * (w2_YDU[e] @ hidden_U)
                 counts[row, e] += 1
             assert_close("mixer", y_BTD[row, t], want_D)
-    assert torch.equal(chosen_BJ, counts)
-    assert_close("mixer", share_BJ, torch.softmax(module.router(a_BTD), -1).sum(1))
+    assert torch.equal(chosen_BY, counts)
+    assert_close("mixer", share_BY, torch.softmax(module.router(a_BTD), -1).sum(1))
 
 
 def test_both_views_agree_in_all_gradients() -> None:
     shapes = [(9, WIDTH), (9, 4), (4, 5, WIDTH), (4, 5, WIDTH), (4, WIDTH, 5)]
     leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     # Expert 3 is nobody's.
-    chosen_RJ = torch.rand(9, 4) > torch.tensor([0.3, 0.5, 0.7, 1.0])
+    chosen_RY = torch.rand(9, 4) > torch.tensor([0.3, 0.5, 0.7, 1.0])
 
     def outcome(view: object) -> list[Tensor]:
         assert callable(view)
-        share_RJ = leaves[1].where(chosen_RJ, 0)
-        y_RD = view(leaves[0], share_RJ, *leaves[2:])
+        share_RY = leaves[1].where(chosen_RY, 0)
+        y_RD = view(leaves[0], share_RY, *leaves[2:])
         return [y_RD, *torch.autograd.grad((y_RD * torch.arange(WIDTH)).sum(), leaves)]
 
     for one, other in zip(outcome(by_choice), outcome(by_all), strict=True):
@@ -67,14 +67,14 @@ def test_both_views_agree_in_all_gradients() -> None:
 def test_a_balanced_router_has_the_least_loss_and_one_that_is_not_more() -> None:
     module = mixture(chosen=1)
     state = module.init_state(3)
-    even = state._replace(chosen_BJ=state.chosen_BJ + 2, share_BJ=state.share_BJ + 2)
+    even = state._replace(chosen_BY=state.chosen_BY + 2, share_BY=state.share_BY + 2)
     assert_close("loss", module.balance_loss(None, even), torch.tensor(0.01, dtype=torch.float64))
     one = torch.tensor([8.0, 0, 0, 0], dtype=torch.float64).expand(3, 4)
-    lopsided = state._replace(chosen_BJ=one, share_BJ=one)
+    lopsided = state._replace(chosen_BY=one, share_BY=one)
     want = torch.tensor(0.04, dtype=torch.float64)
     assert_close("loss", module.balance_loss(None, lopsided), want)
     # What was counted before is no matter.
-    later = state._replace(chosen_BJ=even.chosen_BJ + one, share_BJ=even.share_BJ + one)
+    later = state._replace(chosen_BY=even.chosen_BY + one, share_BY=even.share_BY + one)
     assert_close("loss", module.balance_loss(even, later), want)
 
 
@@ -110,8 +110,8 @@ def test_the_balance_has_a_gradient_and_no_part_in_the_loss(gradient: object) ->
     _, state = with_(tokens_BT)
     terms = []
     for place in (0, 2):
-        chosen_J, share_J = (part.sum(0) for part in state[place][1])
-        terms.append(3.0 * 4 * (chosen_J / chosen_J.sum() * share_J / share_J.sum()).sum())
+        chosen_Y, share_Y = (part.sum(0) for part in state[place][1])
+        terms.append(3.0 * 4 * (chosen_Y / chosen_Y.sum() * share_Y / share_Y.sum()).sum())
     extra = torch.autograd.grad(
         tokens_BT.numel() * torch.stack(terms).sum(),
         list(with_.parameters()),
@@ -138,8 +138,8 @@ def test_windows_add_up_to_the_whole_in_what_is_counted() -> None:
     state = model.init_state(2, 6)
     for part_BT in tokens_BT.split(2, dim=1):
         _, state = model.loss_from(part_BT, part_BT, state, ignore=IGNORE)
-    assert torch.equal(state[0][1].chosen_BJ, whole[0][1].chosen_BJ)
-    assert int(whole[0][1].chosen_BJ.sum()) == 2 * 6 * 2
+    assert torch.equal(state[0][1].chosen_BY, whole[0][1].chosen_BY)
+    assert int(whole[0][1].chosen_BY.sum()) == 2 * 6 * 2
 
 
 def test_training_evens_out_a_lopsided_router() -> None:
@@ -152,7 +152,7 @@ def test_training_evens_out_a_lopsided_router() -> None:
     spread = []
     for _ in range(40):
         found, state = model.loss_from(tokens_BT, tokens_BT, model.init_state(8, 8), ignore=IGNORE)
-        spread.append(float(state[0][1].chosen_BJ.sum(0).max()) / 128)
+        spread.append(float(state[0][1].chosen_BY.sum(0).max()) / 128)
         optimizer.zero_grad()
         found.loss_sum.backward()
         optimizer.step()

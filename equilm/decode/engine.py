@@ -181,6 +181,7 @@ class Engine:
                 # The weights stay folded as long as there is something to do.
                 if self.evaluation.refresh():
                     self.slots.forget()
+                    self.prompts.forget()
                 with ExitStack() as held:
                     held.enter_context(self.evaluation.held())
                     self._held.append(held.pop_all())

@@ -104,8 +104,8 @@ class Evaluation:
         A change that PyTorch does not count, such as a fused optimizer's or one through `.data`, is
         seen in the norms of the parameters: one too small to show in any of them is not.
         """
-        known, self._known = self._known, _marks(self.model) if self._keeps else []
-        if self._keeps and known == self._known:
+        known, self._known = self._known, _marks(self.model)
+        if known == self._known:
             return False
         self._windows.forget()
         self._kept.clear()

@@ -54,6 +54,10 @@ class Prompts:
         self.tokens = self.cached = 0  # taken in, and found in the cache
         self.sweeps = 0  # that the last chunk took
 
+    def forget(self) -> None:
+        """Know no prefix: the weights have changed."""
+        self.cache.clear()
+
     def begin(self, job: Job) -> list[Event]:
         """Give a request the state of the longest prefix known; return the first of its echo."""
         job.state = self.evaluation.model.init_state(1, self.capacity)

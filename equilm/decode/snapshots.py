@@ -38,6 +38,10 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def clear(self) -> None:
+        """Keep none of them."""
+        self._kept.clear()
+
     def put(self, kind: Hashable, tokens: Sequence[int], state: State) -> None:
         """Keep the state after `tokens`; `kind` is how it was solved."""
         if not self.limit:

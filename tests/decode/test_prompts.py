@@ -9,6 +9,7 @@ import torch
 
 from equilm.decode.engine import Engine
 from equilm.decode.request import Request, Sampling
+from equilm.nn.linear import Linear
 from equilm.nn.model import MIXERS, LanguageModel
 from tests.decode.plain import collect, ids, plain, run
 from tests.nn.build import equilibrium_model, language_model, tokens_of
@@ -201,3 +202,18 @@ def test_an_echo_tells_what_the_model_thought_of_the_prompt(kind: str, implicit:
             if implicit:
                 assert token.residuals[-1] <= 1e-7 < token.residuals[-2]
     assert engine.counts.cached_tokens == 0
+
+
+@torch.no_grad()
+def test_what_is_kept_is_forgotten_with_the_weights_that_made_it() -> None:
+    model, request = equilibrium_model("mamba2", num_layers=1).eval(), asked(20)
+    engine = Engine(model, prefix_cache=4)
+    before = run(engine, [request])
+    assert run(engine, [request]) == before and engine.counts.cached_tokens
+    cached = engine.counts.cached_tokens
+    for part in model.modules():
+        if isinstance(part, Linear):
+            part.assign(part.effective().flip(0))
+    after = run(engine, [request])
+    assert [ids(one) for one in after] == [ids(plain(model, request))] != [ids(before[0])]
+    assert engine.counts.cached_tokens == cached

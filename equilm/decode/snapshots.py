@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from equilm import tree
-from equilm.nn.attention import AttentionState
+from equilm.nn.attention import AttentionState, buffers
 from equilm.nn.mixer import State
 
 
@@ -91,6 +91,4 @@ def thawed(state: State, empty: State) -> State:
 
 def grows(state: State) -> bool:
     """Whether a state has room for a limited number of tokens."""
-    if isinstance(state, AttentionState):
-        return True
-    return not isinstance(state, Tensor) and any(grows(part) for part in state or ())
+    return any(True for _ in buffers(state))

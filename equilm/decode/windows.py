@@ -13,7 +13,7 @@ from equilm import tree
 from equilm.nn.graph import Recorder
 from equilm.nn.mixer import Mixer, State
 
-KEPT = 8  # recordings at once, each of which holds what a whole evaluation needs in memory
+KEPT = 8  # recordings at once, each of which holds what it takes in and gives out in memory
 
 
 class Windows:

@@ -65,6 +65,7 @@ def evaluate(
     seed: int = 0,
     tolerance: float = 0.01,
     max_steps: int = 64,
+    attractors: bool = False,
     split: Annotated[Literal["train", "valid", "test"], argument("SPLIT")] = "test",
     precision: Literal["float32", "bf16"] = "float32",
     text: Annotated[tuple[Path, ...], argument("PATH [PATH ...]")] = (),
@@ -86,6 +87,8 @@ def evaluate(
         seed: Of the sequences.
         tolerance: A token is solved when one more evaluation changes it by this share.
         max_steps: Evaluations a token may take; all of them together in a window of 0.
+        attractors: Enumerate the states that tokens lead between first, and sweep all tokens at
+            once from what these tell; the window is for what that leaves unsolved.
         split: Of the task, or of the prepared folders among --text.
         precision: Compute type on a GPU; a CPU always computes in float32.
         text: Files or folders of text, as `equilm data prepare` reads them (.txt, .jsonl,
@@ -113,6 +116,7 @@ def evaluate(
         max_steps=max_steps,
         split=split,
         precision=precision,
+        attractors=attractors,
     )
     language = LanguageConfig(
         text=text,
@@ -164,6 +168,8 @@ def _evaluated(
     from equilm.train.runs import evaluate_run, find_run
 
     of_folders = bool(language.text or language.harness)
+    if settings.attractors and of_folders:
+        raise ValueError("attractors: expected runs of a task, got text or tasks of the harness")
     for run in () if of_folders else runs:
         find_run(run)
     records = []

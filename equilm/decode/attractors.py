@@ -2,7 +2,7 @@
 
     found = discover(model)
     model.core.solve = steady(model.core.solve)
-    y_BTD, state = model.core(model.embed(tokens_BT), guess_BTD=found.guess(tokens_BT))
+    logits_BTV = found.answer(model, tokens_BT)
 
 What a token does in each state is solved once, for a table whose size has nothing to do with the
 length of a sequence. Following the table gives every token's state by a parallel prefix, and so a
@@ -51,14 +51,25 @@ class Attractors:
         before_BT = states_before(self.next_QV.T[tokens_BT], first_B)
         return self.z_QVD[before_BT, tokens_BT]
 
+    @torch.no_grad()
+    def answer(self, model: LanguageModel, tokens_BT: Tensor) -> Tensor:
+        """Return the logits of sequences, solved by the model's own settings from the guess.
+
+        All tokens are swept at once, at most `max_steps` times; what is open then is solved in the
+        model's windows.
+        """
+        y_BTD, _ = model.core(model.embed(tokens_BT), guess_BTD=self.guess(tokens_BT))
+        return model.logits(y_BTD)
+
 
 def steady(solve: Solve) -> Solve:
-    """The same solve in shorter steps, and with an earlier cycle rule.
+    """The same solve in shorter steps, with an earlier cycle rule, looked at after every sweep.
 
     All tokens are swept until the last has settled, and on trackers those that swing are the last:
     LOG.md, "Parallel depth".
     """
-    return replace(solve, solver=Picard(damping=0.6), cycle=CycleRule(patience=4))
+    cycle = CycleRule(patience=4)
+    return replace(solve, solver=Picard(damping=0.6), cycle=cycle, check_every=1)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from equilm.decode.attractors import Attractors, discover, steady
 from equilm.measure.jacobian import jacobian_records
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.model import LanguageModel
@@ -41,6 +42,8 @@ class EvaluationConfig:
             passing slowly from one answer to another.
         max_steps: Evaluations a token may take, ≥ 1; in the simultaneous mode all of them together.
         precision: Compute type on a GPU; a CPU always computes in float32.
+        attractors: Whether to enumerate the states that tokens lead between, and to sweep all
+            tokens at once from what they tell; the one window is for what that leaves unsolved.
     """
 
     lengths: tuple[int, ...] = (16, 64, 256, 1000, 2000)
@@ -51,6 +54,7 @@ class EvaluationConfig:
     tolerance: float = 0.01
     max_steps: int = 64
     precision: Literal["float32", "bf16"] = "float32"
+    attractors: bool = False
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1:
@@ -61,6 +65,8 @@ class EvaluationConfig:
             raise ValueError(f"batch_size: expected an integer >= 1, got {self.batch_size}")
         if self.max_steps < 1:
             raise ValueError(f"max_steps: expected an integer >= 1, got {self.max_steps}")
+        if self.attractors and len(self.windows) != 1:
+            raise ValueError(f"windows: expected one beside attractors, got {self.windows}")
         Solve(tolerance=self.tolerance)
 
     @property
@@ -105,7 +111,12 @@ def evaluate(
 
 
 @torch.no_grad()
-def answer(model: LanguageModel, batch: Batch, solve: Solve | None) -> Answers:
+def answer(
+    model: LanguageModel,
+    batch: Batch,
+    solve: Solve | None,
+    attractors: Attractors | None = None,
+) -> Answers:
     """Answer a batch with these solver settings, or the model's own, and time it."""
     device = model.embedding.device
     batch = Batch(*(part.to(device) for part in batch))
@@ -113,13 +124,17 @@ def answer(model: LanguageModel, batch: Batch, solve: Solve | None) -> Answers:
     rows, length = batch.tokens_BT.shape
     at_once = 1 if solve is None else solve.window or length
     # A window may not be cut, but for the end of one that is short beside the piece.
-    piece = length if 64 * at_once > length else max(1, PIECE // rows)
+    whole = attractors is not None or 64 * at_once > length
+    piece = length if whole else max(1, PIECE // rows)
     state = model.init_state(rows, length) if piece < length else None
     counted, solved = [], []
     with solving(model, solve), observed(model) as solutions:
         for start in range(0, length, piece):
             here = Batch(*(part[:, start : start + piece] for part in batch))
-            logits_BTV, state = model(here.tokens_BT, state)
+            if attractors is None:
+                logits_BTV, state = model(here.tokens_BT, state)
+            else:
+                logits_BTV = attractors.answer(model, here.tokens_BT)
             # Reading the result waits for the device.
             counted.append(Scores(*(part.cpu() for part in scores(logits_BTV, here))))
             solved += [_without_values(solution) for solution in solutions]
@@ -174,6 +189,7 @@ def _measured(model: LanguageModel, task: Task, config: EvaluationConfig) -> Ite
     )
     yield replace(_chance(batch.targets_BT), length=longest)
     core = model.core
+    attractors = discover(model) if config.attractors else None
     if not isinstance(core, Equilibrium):
         yield from _reported(answer(model, batch, None), config.lengths, span=None)
         return
@@ -182,13 +198,25 @@ def _measured(model: LanguageModel, task: Task, config: EvaluationConfig) -> Ite
     solve = replace(
         core.solve, tolerance=config.tolerance, max_steps=config.max_steps, check_every=often
     )
+    if attractors is not None:
+        solve = steady(solve)
+        for one in _discovered(attractors):
+            yield replace(one, length=longest, window=longest)
     for span in config.spans:
-        answers = answer(model, batch, replace(solve, window=span))
+        answers = answer(model, batch, replace(solve, window=span), attractors)
+        span = span if attractors is None else longest
         yield from _reported(answers, config.lengths, span=span)
     tokens_1T = batch.tokens_BT[:1, :TRACE_LENGTH]
     yield from _residuals(model, tokens_1T, solve)
     for one in jacobian_records(model, tokens_1T):
         yield replace(one, length=tokens_1T.shape[1])
+
+
+def _discovered(found: Attractors) -> Iterator[Record]:
+    sweeps, evaluations = float(found.sweeps), float(found.evaluations)
+    yield Record(name="attractors", value=float(len(found.next_QV) - 1), unit="states")
+    yield Record(name="discovery_sweeps", value=sweeps, unit="evaluations")
+    yield Record(name="discovery_evaluations", value=evaluations, unit="evaluations")
 
 
 def _reported(answers: Answers, lengths: tuple[int, ...], *, span: int | None) -> Iterator[Record]:

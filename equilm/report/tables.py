@@ -178,6 +178,8 @@ _OF_A_LINE: tuple[_Column, ...] = (
     ("converged", "converged", percent),
     ("capped", "capped", percent),
     ("cycling", "cycling", percent),
+    ("dependent_sweeps", "dependent sweeps", count),
+    ("discovery_sweeps", "sweeps before, to find attractors", count),
     ("tokens_per_second", "tokens/s", count),
 )
 _OF_A_MODEL: tuple[_Column, ...] = (

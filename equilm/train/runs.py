@@ -44,6 +44,8 @@ def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
         **record.environment(device.type),
     }
     model, task = load(folder, device=device), build_task(recipe.task)
+    if settings.attractors and task.asks_at_end:
+        raise ValueError("attractors: expected a task that asks all along, got one that asks last")
     with settings.computing(device):
         if task.asks_at_end:
             implicit = isinstance(model.core, Equilibrium)

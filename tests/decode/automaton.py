@@ -45,7 +45,7 @@ class Automaton(Mixer):
         first_BD = (state or self.init_state(len(x_BTD), 1)).z_BD
         every = torch.cat([first_BD[:, None], x_BTD], dim=1)
         # How far each element leads to each other one, by this token.
-        leads_VQQ = torch.nn.functional.one_hot(self.table_QQ).float().transpose(0, 1)
+        leads_VQQ = torch.nn.functional.one_hot(self.table_QQ).to(x_BTD.dtype).transpose(0, 1)
         chance_BTQ = (8 * every[:, :-1]).softmax(-1)
         product = torch.einsum("btq,btqr->btr", chance_BTQ, leads_VQQ[inject_BTE.argmax(-1)])
         z_BTD = product - 0.3 * (x_BTD - product) + 0.1 * every[:, :-1]

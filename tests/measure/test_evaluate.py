@@ -184,7 +184,7 @@ def test_the_step_rule_is_the_models_own(monkeypatch: pytest.MonkeyPatch) -> Non
     model.core.solve = own = Solve(solver=Anderson(depth=2), max_steps=3, window=2)
     seen: list[Solve | None] = []
 
-    def spy(model: LanguageModel, batch: Batch, solve: Solve | None) -> Answers:
+    def spy(model: LanguageModel, batch: Batch, solve: Solve | None, _: object) -> Answers:
         seen.append(solve)
         return answer(model, batch, solve)
 

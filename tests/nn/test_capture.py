@@ -1,5 +1,6 @@
 """Training from CUDA graphs gives the very numbers of training without."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,8 +12,9 @@ from equilm import tree
 from equilm.nn.capture import Capture
 from equilm.nn.equilibrium import Equilibrium, EquilibriumConfig, observed
 from equilm.nn.mamba2 import Mamba2Config
-from equilm.nn.model import LanguageModel, ModelConfig
+from equilm.nn.model import MIXERS, LanguageModel, ModelConfig
 from equilm.solve import Phantom, Solve
+from tests.nn.build import language_model
 
 pytestmark = pytest.mark.gpu
 
@@ -63,6 +65,22 @@ def test_the_same_numbers(implicit: bool, recompute: bool, end: int | None) -> N
         assert again == pytest.approx(loss, rel=1e-5)
         for left, right in zip(found, gradients, strict=True):
             assert (left - right).norm() <= 1e-4 * right.norm()
+
+
+@pytest.mark.parametrize("kind", [k for k, (_, mixer) in MIXERS.items() if mixer.takes_starts])
+def test_packed_documents_of_every_kind(kind: str) -> None:
+    eager = language_model(kind).float().cuda().train()
+    eager.reset_at(0)
+    captured = copy.deepcopy(eager)
+    captured.capture = Capture(captured.core)
+    for index in range(3):
+        tokens_BT = (torch.arange(80, device="cuda").view(2, 40) * (index + 3)) % 11
+        found = []
+        for model in (eager, captured):
+            loss = model.loss(tokens_BT, tokens_BT, ignore=-100).loss_sum
+            found.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
+        for left, right in zip(*found, strict=True):
+            assert (left - right).norm() <= 1e-4 * left.norm() + 1e-6
 
 
 @pytest.mark.parametrize("solve", [None, SOLVE, replace(SOLVE, window=8, check_every=7)])

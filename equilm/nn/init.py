@@ -7,10 +7,8 @@
 | projections into the stream  | the same / sqrt(number of them), as in Mamba and GPT-2        |
 | gate of a gated stream       | 0                                                             |
 | biases                       | 0 (injection), U(−1, 1) / sqrt(W) (taps)                      |
-| dt_bias                      | softplus⁻¹(dt), dt log-uniform in [1e-3, 1e-1], at least 1e-4 |
-| A_log                        | log U(1, 16)                                                  |
-| D, norm weights              | 1                                                             |
-| what other mixers have       | `initialise_own` of the mixer                                 |
+| norm weights                 | 1                                                             |
+| what mixers have beside      | `initialise_own` of the mixer                                 |
 
 Source: arXiv 2405.21060 and its code for Mamba2; arXiv 2502.07827.
 """
@@ -21,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from equilm.nn.linear import DepthwiseTaps, Linear, Weight
-from equilm.nn.mamba2 import Mamba2
 from equilm.nn.mixer import Mixer
 from equilm.nn.norm import GatedRMSNorm, RMSNorm
 
@@ -69,8 +66,6 @@ def initialise_part(module: nn.Module, *, scale: float, generator: torch.Generat
         module.bias.zero_()
     elif isinstance(module, RMSNorm | GatedRMSNorm):
         module.weight.fill_(1.0)
-    elif isinstance(module, Mamba2):
-        _init_mamba2(module, generator)
     elif isinstance(module, Mixer):
         module.initialise_own(generator)
 
@@ -79,15 +74,6 @@ def _init_weight(module: Weight, scale: float, generator: torch.Generator) -> No
     shape = (module.weight_v if module.weight_norm else module.weight).shape
     fan_in = math.prod(shape[1:])
     module.assign(_uniform(shape, scale / math.sqrt(fan_in), generator))
-
-
-def _init_mamba2(module: Mamba2, generator: torch.Generator) -> None:
-    low, high = math.log(1e-3), math.log(1e-1)
-    dt_H = torch.exp(low + (high - low) * torch.rand(module.heads, generator=generator))
-    dt_H = dt_H.clamp(min=1e-4)
-    module.dt_bias.copy_(dt_H + torch.log(-torch.expm1(-dt_H)))
-    module.A_log.copy_(torch.log(1 + 15 * torch.rand(module.heads, generator=generator)))
-    module.D.fill_(1.0)
 
 
 def _uniform(shape: torch.Size, bound: float, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 Weights and state live here; the arithmetic is in `equilm/ops/gated_scan.py`. Read `block.py` next.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -101,6 +102,14 @@ class Mamba2(Mixer):
         self.norm = GatedRMSNorm(self.inner, eps=config.norm_eps)
         self.out_proj = Linear(self.inner, width, weight_norm=weight_norm, after_norm=True)
         self.dropout = VariationalDropout(dropout)
+
+    def initialise_own(self, generator: torch.Generator) -> None:
+        """dt_bias = softplus⁻¹(dt), dt log-uniform in [1e-3, 1e-1]; A_log = log U(1, 16); D = 1."""
+        low, high = math.log(1e-3), math.log(1e-1)
+        dt_H = torch.exp(low + (high - low) * torch.rand(self.heads, generator=generator))
+        self.dt_bias.copy_(dt_H + torch.log(-torch.expm1(-dt_H)))
+        self.A_log.copy_(torch.log(1 + 15 * torch.rand(self.heads, generator=generator)))
+        self.D.fill_(1.0)
 
     def init_state(self, batch: int, capacity: int) -> Mamba2State:
         """Zeros; the state does not grow with `capacity`."""

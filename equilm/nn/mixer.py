@@ -74,7 +74,7 @@ class Mixer(nn.Module, ABC):
     def initialise_own(self, generator: torch.Generator) -> None:
         """Set the parameters that are this mixer's own, not its children's, in place.
 
-        `equilm/nn/init.py` sets those of projections, taps and norms, and says what Mamba2's are.
+        `equilm/nn/init.py` sets those of projections, taps and norms.
         """
         return None
 

@@ -135,39 +135,10 @@ class Equilibrium(Mixer):
     def _solve_at_once(
         self, u_BTE: Tensor, state: State, valid_B: Tensor | None, starts_BT: Tensor | None
     ) -> tuple[Tensor, State]:
-        rows, tokens, _ = u_BTE.shape
         starts = () if starts_BT is None else (starts_BT,)
-        settled_BT = None
-        if valid_B is not None:
-            settled_BT = torch.arange(tokens, device=u_BTE.device) >= valid_B[:, None]
         recording = torch.is_grad_enabled()
-        with torch.no_grad():
-            # Sweeps write into the scratch slots of buffers that autograd may have saved.
-            scratch = tree.map_(torch.clone, state) if recording else state
-
-            def transition_of(rows_B: Tensor | None) -> Transition:
-                if recording and valid_B is None and not starts:
-                    # The state is that of the steps with a gradient.
-                    return lambda z_BTD: (self.body.peek(z_BTD, scratch, u_BTE), None)
-                here = scratch, u_BTE, valid_B, *starts
-                some = here if rows_B is None else tree.take(here, rows_B)
-                return lambda z_BTD: self.body(z_BTD, *some)
-
-            start_BTD = self.zeros(rows, tokens)
-            with self.cheaply():
-                if recording or self._trace:
-                    found = iterate(
-                        transition_of(None),
-                        start_BTD,
-                        self.solve,
-                        chain=True,
-                        settled=settled_BT,
-                        trace=self._trace,
-                    )
-                else:
-                    found = iterate_rows(
-                        transition_of, start_BTD, self.solve, chain=True, settled=settled_BT
-                    )
+        with torch.no_grad(), self.cheaply():
+            found = self._found_at_once(u_BTE, state, valid_B, starts, recording=recording)
         self.report(found)
         if recording:
             return self.gradient.attach(
@@ -176,6 +147,36 @@ class Equilibrium(Mixer):
         if found.last is not None and self.solve.precision == "full":
             return found.last
         return self.body(found.value, state, u_BTE, valid_B, *starts)
+
+    def _found_at_once(
+        self,
+        u_BTE: Tensor,
+        state: State,
+        valid_B: Tensor | None,
+        starts: tuple[Tensor, ...],
+        *,
+        recording: bool,
+    ) -> Solution:
+        """The fixed point of all tokens; where gradients follow, its state is left to them."""
+        rows, tokens, _ = u_BTE.shape
+        # Sweeps write into the scratch slots of buffers that autograd may have saved.
+        scratch = tree.map_(torch.clone, state) if recording else state
+
+        def transition_of(rows_B: Tensor | None) -> Transition:
+            if recording and valid_B is None and not starts:
+                return lambda z_BTD: (self.body.peek(z_BTD, scratch, u_BTE), None)
+            here = scratch, u_BTE, valid_B, *starts
+            some = here if rows_B is None else tree.take(here, rows_B)
+            return lambda z_BTD: self.body(z_BTD, *some)
+
+        settled_BT = None
+        if valid_B is not None:
+            settled_BT = torch.arange(tokens, device=u_BTE.device) >= valid_B[:, None]
+        start_BTD, solve = self.zeros(rows, tokens), self.solve
+        if recording or self._trace:
+            f = transition_of(None)
+            return iterate(f, start_BTD, solve, chain=True, settled=settled_BT, trace=self._trace)
+        return iterate_rows(transition_of, start_BTD, solve, chain=True, settled=settled_BT)
 
     def _solve_in_pieces(
         self,

@@ -244,6 +244,8 @@ def test_graph() -> None:
 def test_graphs_share_their_memory() -> None:
     size = 64 * 2**20
     x: Tensor = torch.ones(size // 4, device="cuda")
+    gc.collect()
+    torch.cuda.empty_cache()
     record, before = graph.Recorder(nn.Identity(), records=True), torch.cuda.memory_reserved()
     for _ in range(2):
         # Each needs room for one tensor of this size on the way, and returns a number.

@@ -279,8 +279,9 @@ def span_backward(
             g_CN *= decays[j]
         at_LN = (t + l_L)[:, None] * num_n + n_N[None, :]
         mask_LN = (t + l_L < num_tokens)[:, None] & mask_N[None, :]
-        tl.store(dbc + at_LN, db_LN, mask=mask_LN)
-        tl.store(dbc + num_tokens * num_n + at_LN, dc_LN, mask=mask_LN)
+        tl.store(dbc + at_LN, db_LN.to(dbc.dtype.element_ty), mask=mask_LN)
+        at_LN += num_tokens * num_n
+        tl.store(dbc + at_LN, dc_LN.to(dbc.dtype.element_ty), mask=mask_LN)
     sums += here * (num_n + 1) * num_channels
     tl.store(sums + at_CN, da_CN, mask=mask_CN)
     tl.store(sums + size + i_C, dskip_C, mask=mask_C)

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from equilm.ops import selective_kernels as kernels
 
 CHUNK = 8  # tokens between two states that the backward pass starts from
-GROUP = 4  # tokens that a walk reads ahead; divides CHUNK
-WALK_TILE = 256  # numbers of the states that a walk has in a program, which is one warp
+GROUP = 8  # tokens that a walk reads ahead, as memory answers late; divides CHUNK
+WALK_TILE = 128  # numbers of the states that a walk has in a program, which is one warp
 SPAN_TILE = 256  # the same in the backward pass, which holds those of a chunk of tokens
 
 
@@ -165,7 +165,8 @@ def _of_spans(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> t
     blocks = triton.cdiv(channels, sizes["C"])
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     ddt = torch.empty(dt.shape, device=x.device)
-    dbc = torch.empty(blocks, rows, 2, tokens, size, device=x.device)
+    part = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    dbc = torch.empty(blocks, rows, 2, tokens, size, dtype=part, device=x.device)
     sums = torch.empty(rows, spans, (size + 1) * channels, device=x.device)
     kernels.span_backward[(blocks, spans, rows)](
         x,
@@ -193,7 +194,7 @@ def _of_spans(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> t
         **sizes,
     )
     da, dskip = sums.sum((0, 1)).split([size * channels, channels])
-    db, dc = dbc.sum(0).unbind(1)
+    db, dc = dbc.sum(0, dtype=torch.float32).unbind(1)
     return dx, ddt, da.view(a.shape), db, dc, dskip
 
 
@@ -214,7 +215,7 @@ def _segments(inputs: _Inputs) -> int:
     """One where rows and channels fill the chip; else enough to make up for walking twice."""
     rows, tokens, channels = inputs.x.shape
     programs = rows * triton.cdiv(channels, _tile(inputs, WALK_TILE)["C"])
-    return 1 if programs >= 512 else _parts(tokens, 4096 // programs)
+    return 1 if programs >= 1024 else _parts(tokens, 4096 // programs)
 
 
 def _spans(inputs: _Inputs) -> int:

@@ -198,6 +198,8 @@ class Mamba2(Mixer):
             state.scan_BHPN.contiguous(),
             None if inject_BTE is None else inject_BTE[:, 0],
             advance=advance,
+            # Weights that were not prepared are made by a kernel just before.
+            follows=y_BTD is not None and self._is_prepared(),
         )
         after = None
         if window_BWC is not None and scan_BHPN is not None:
@@ -234,6 +236,10 @@ class Mamba2(Mixer):
         projections = self.width * self.inject_width + self.inner * self.width
         scan = 3 * self.inner * config.state_size
         return 2.0 * (projections + self.channels * config.conv_width + scan)
+
+    def _is_prepared(self) -> bool:
+        parts = (self.in_proj, self.conv1d, self.out_proj)
+        return all(part.is_prepared() for part in parts)
 
     def _weights(self) -> Weights:
         return Weights(

@@ -1,10 +1,12 @@
 """One Mamba2 layer for one token a row, in three launches for one row and five for more.
 
-The weights are read once, the state once, and nothing is written back unless asked for. The twin is
-the layer itself: `nn/block.py` over `ops/{norm,gated_scan}.py`. Read `token_kernels.py` next.
+The weights are read once, the state once, and nothing is written back unless asked for. Of one row
+each kernel begins while the one before it still runs, so that its weights are there when their
+input is. The twin is the layer itself: `nn/block.py` over `ops/{norm,gated_scan}.py`. Read
+`token_kernels.py` next.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +51,7 @@ def layer_token(
     inject_RE: Tensor | None,
     *,
     advance: bool | Tensor,
+    follows: bool = False,
 ) -> Answer:
     """r ← r + y; y ← W_out RMSNorm(S c · SiLU(gate)) of W_in RMSNorm(r) + inject.
 
@@ -61,10 +64,14 @@ def layer_token(
         inject_RE: (R, E) added behind the first projection, dense in E.
         advance: Whether to return the state after the token, or (R,) bool: of which rows; the one
             given is never changed.
+        follows: Whether weights and states stood before the kernel launched last, which may then
+            still run: true behind another layer.
     """
     dtype = layer.in_ED.dtype
     if len(r_RD) == 1 and layer.groups == 1:
-        r_RD, proj_RE = _project(r_RD, y_RD, layer.norm_D, layer.in_ED, layer.narrow_in, layer.eps)
+        r_RD, proj_RE = _project(
+            r_RD, y_RD, layer.norm_D, layer.in_ED, layer.narrow_in, layer.eps, follows=follows
+        )
         gated_RI, window, state = _read(
             proj_RE, layer, window_RWC, scan_RHPN, inject_RE, advance, torch.float32
         )
@@ -95,6 +102,8 @@ def _project(
     weight_OK: Tensor,
     narrow: Scaled | None,
     eps: float,
+    *,
+    follows: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """x + y, and W RMSNorm(x + y) in float32."""
     outputs, inputs = weight_OK.shape
@@ -102,6 +111,7 @@ def _project(
     out = torch.empty(1, outputs, device=x_1K.device)
     # As many programs as the memory needs to be busy.
     owned = 4 if outputs >= 2048 else 2
+    whole, ahead = triton.next_power_of_2(inputs), _can_begin_early(x_1K.device)
     kernels.project[(triton.cdiv(outputs, owned),)](
         x_1K,
         y_1K,
@@ -116,7 +126,11 @@ def _project(
         HAS_Y=y_1K is not None,
         HAS_SCALE=narrow is not None,
         O=owned,
-        K=min(2048, triton.next_power_of_2(inputs)),
+        K=whole,
+        AHEAD=ahead,
+        # 64 weights a thread.
+        num_warps=min(32, max(1, owned * whole // 2048)),
+        **_launch(ahead and follows),
     )
     return total, out
 
@@ -139,6 +153,9 @@ def _read(
     window = torch.empty(window_RWC.shape, device=device) if writes else None
     state = torch.empty(scan_RHPN.shape, device=device) if writes else None
     part = min(16 if rows < 8 else 64, triton.next_power_of_2(head_width))
+    lanes = min(32, triton.next_power_of_2(state_size))
+    # Behind a library's product a kernel that begins early would only take room from it.
+    ahead = rows == 1 and layer.groups == 1 and _can_begin_early(device)
     kernels.read[(rows, heads, triton.cdiv(head_width, part))](
         proj_RE,
         proj_RE if inject_RE is None else inject_RE,
@@ -155,7 +172,6 @@ def _read(
         some,
         heads * head_width,
         len(inner.taps_CW),
-        proj_RE.shape[1],
         proj_RE.stride(0),
         0 if inject_RE is None else inject_RE.stride(0),
         heads,
@@ -168,7 +184,23 @@ def _read(
         SOME=some is not None,
         W=inner.taps_CW.shape[1],
         P=part,
-        N=triton.next_power_of_2(state_size),
-        num_warps=4 if rows < 8 else 2,
+        A=triton.next_power_of_2(state_size) // lanes,
+        J=lanes,
+        S=triton.next_power_of_2(inner.taps_CW.shape[1]),
+        AHEAD=ahead,
+        num_warps=2 if rows < 8 else 4,
+        **_launch(ahead),
     )
     return gated, window, state
+
+
+def _can_begin_early(device: torch.device) -> bool:
+    """Whether kernels may begin before those before them end; `False` here turns it off."""
+    if device.type != "cuda" or torch.version.cuda is None or triton.knobs.runtime.interpret:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _launch(early: bool) -> dict[str, Any]:
+    """Launch options, which older GPUs would not know."""
+    return {"launch_pdl": True} if early else {}

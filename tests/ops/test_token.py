@@ -11,6 +11,7 @@ from equilm.ops.norm import add_rms_norm
 
 pytest.importorskip("triton", reason="kernels need Triton")
 
+from equilm.ops import token_triton
 from equilm.ops.token_triton import Layer, layer_token
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,6 +46,15 @@ def draw(
     return layer, [r, y, window, state, u]
 
 
+def on_device(layer: Layer) -> Layer:
+    return layer._replace(
+        norm_D=layer.norm_D.to(DEVICE),
+        in_ED=layer.in_ED.to(DEVICE),
+        out_DI=layer.out_DI.to(DEVICE),
+        inner=Weights(*(part.to(DEVICE) for part in layer.inner)),
+    )
+
+
 def twin(
     layer: Layer, r: Tensor, y: Tensor | None, window: Tensor, state: Tensor, u: Tensor | None
 ) -> list[Tensor]:
@@ -61,12 +71,7 @@ def twin(
 def test_layer(sizes: tuple[int, ...], bare: bool, advance: bool) -> None:
     layer, (r, y, window, state, u) = draw(*sizes)
     expected = twin(layer, r, None if bare else y, window, state, None if bare else u)
-    there = layer._replace(
-        norm_D=layer.norm_D.to(DEVICE),
-        in_ED=layer.in_ED.to(DEVICE),
-        out_DI=layer.out_DI.to(DEVICE),
-        inner=Weights(*(part.to(DEVICE) for part in layer.inner)),
-    )
+    there = on_device(layer)
     r, y, window, state, u = (part.to(DEVICE) for part in (r, y, window, state, u))
     before = window.clone(), state.clone()
     got = layer_token(
@@ -83,12 +88,7 @@ def test_layer(sizes: tuple[int, ...], bare: bool, advance: bool) -> None:
 @pytest.mark.parametrize("sizes", SIZES[:2])
 def test_rows_not_wanted_are_left(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     layer, (r, y, window, state, u) = draw(*sizes)
-    layer = layer._replace(
-        norm_D=layer.norm_D.to(DEVICE),
-        in_ED=layer.in_ED.to(DEVICE),
-        out_DI=layer.out_DI.to(DEVICE),
-        inner=Weights(*(part.to(DEVICE) for part in layer.inner)),
-    )
+    layer = on_device(layer)
     r, y, window, state, u = (part.to(DEVICE) for part in (r, y, window, state, u))
     whole = layer_token(r, y, layer, window, state, u, advance=True)
     empty = torch.empty
@@ -122,3 +122,44 @@ def test_weights_in_8_bits() -> None:
     for left, right in zip(got, expected, strict=True):
         assert left is not None
         torch.testing.assert_close(left.cpu(), right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("advance", [False, True])
+def test_kernels_that_begin_early_wait(advance: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers behind each other in a graph, bit for bit what they are one after the other."""
+    layers, states = [], []
+    for _ in range(6):
+        layer, (r, _, window, state, u) = draw(1, 256, 8, 64, 128, 1)
+        layers.append(on_device(layer))
+        states.append((window.to(DEVICE), state.to(DEVICE)))
+    r, u = r.to(DEVICE), u.to(DEVICE)
+
+    def sweep() -> list[Tensor]:
+        stream, y, found = r.clone(), None, []
+        for layer, before in zip(layers, states, strict=True):
+            answer = layer_token(
+                stream, y, layer, *before, u, advance=advance, follows=y is not None
+            )
+            stream, y = answer.r_RD, answer.y_RD
+            found += [part for part in answer if part is not None]
+        return found
+
+    def capture() -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+        sweep()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = sweep()
+        return graph, found
+
+    early = capture()
+    monkeypatch.setattr(token_triton, "_can_begin_early", lambda device: False)
+    plain = capture()
+    for _ in range(50):
+        for part in (r, *(part for before in states for part in before)):
+            part.copy_(torch.randn(part.shape, device=DEVICE))
+        early[0].replay()
+        plain[0].replay()
+        for left, right in zip(early[1], plain[1], strict=True):
+            assert torch.equal(left, right)

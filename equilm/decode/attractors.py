@@ -66,7 +66,7 @@ def steady(solve: Solve) -> Solve:
     """The same solve in shorter steps, with an earlier cycle rule, looked at after every sweep.
 
     All tokens are swept until the last has settled, and on trackers those that swing are the last:
-    LOG.md, "Parallel depth".
+    LOG.md, "parallel depth".
     """
     cycle = CycleRule(patience=4)
     return replace(solve, solver=Picard(damping=0.6), cycle=cycle, check_every=1)

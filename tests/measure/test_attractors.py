@@ -1,7 +1,10 @@
 """An evaluation from a model's attractors: the answers of one by one, in few sweeps, all told."""
 
+from pathlib import Path
+
 import pytest
 
+from equilm.cli.runs import evaluate as evaluate_command
 from equilm.measure.evaluate import EvaluationConfig, evaluate
 from equilm.record import Record
 from tests.decode.automaton import tracker
@@ -39,3 +42,8 @@ def test_what_has_no_attractors_says_so() -> None:
         list(evaluate(small(implicit=False), tracker("S3")[1], settings))
     with pytest.raises(ValueError, match="windows: expected one beside attractors"):
         EvaluationConfig(windows=(1, 8), attractors=True)
+
+
+def test_text_has_none() -> None:
+    with pytest.raises(ValueError, match="attractors: expected runs of a task"):
+        evaluate_command((Path("run"),), attractors=True, text=(Path("book.txt"),))

@@ -1,7 +1,7 @@
 """How every figure looks: one table of settings, one set of colours for light and for dark.
 
 The colours are Okabe and Ito's, which the colour-blind can tell apart, a shade darker where text
-is written in them. In `dark` the page redraws each of them; nothing else differs.
+is written in them; the last is for a seventh line, and not theirs. In `dark` the page redraws each of them; nothing else differs.
 Read next: `plot.py`.
 """
 
@@ -24,6 +24,7 @@ LIGHT: Mapping[str, str] = {
     "line-3": "#a8518a",
     "line-4": "#8a6a00",
     "line-5": "#2b8fc7",
+    "line-6": "#5b45b0",
 }
 DARK: Mapping[str, str] = {
     "paper": "#15181c",
@@ -36,6 +37,7 @@ DARK: Mapping[str, str] = {
     "line-3": "#dd93c3",
     "line-4": "#d9b23c",
     "line-5": "#8fd0f2",
+    "line-6": "#b3a2f5",
 }
 LINES = tuple(colour for name, colour in LIGHT.items() if name.startswith("line-"))
 

@@ -123,10 +123,6 @@ def walk(
     if y is not None:
         cs = _directions(c_N, t, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
     for done in range(0, stop, GROUP):
-        if states is not None and done % CHUNK == 0:
-            at = (row * num_chunks + t // CHUNK) * size + at_CN
-            at = tl.max_contiguous(states + at, [1, 4])
-            tl.store(at, h_CN.to(states.dtype.element_ty), mask=mask_CN)
         # Read what comes next while this is computed; the last time, the same once more.
         ahead = tl.where(done + GROUP < stop, t + GROUP * STEP, t)
         next_dts = _rows(
@@ -137,6 +133,12 @@ def walk(
         if y is not None:
             next_cs = _directions(c_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
         for j in tl.static_range(GROUP):
+            if states is not None and j % CHUNK == 0:
+                at = (row * num_chunks + (t + j) // CHUNK) * size + at_CN
+                at = tl.max_contiguous(states + at, [1, 4])
+                kept_C = mask_C if WHOLE else _at(t + j, num_tokens, i_C, num_channels)
+                kept_CN = kept_C[:, None] & mask_N[None, :]
+                tl.store(at, h_CN.to(states.dtype.element_ty), mask=kept_CN)
             decay_CN = tl.exp2(dts[j][:, None] * a_CN)
             if REVERSE:
                 h_CN = (h_CN + bs[j][None, :] * xs[j][:, None]) * decay_CN

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from equilm.ops import selective_kernels as kernels
 
-CHUNK = 8  # tokens between two states that the backward pass starts from
-GROUP = 8  # tokens that a walk reads ahead, as memory answers late; divides CHUNK
+CHUNK = 4  # tokens between two states that the backward pass starts from
+GROUP = 8  # tokens that a walk reads ahead, as memory answers late; some chunks
 WALK_TILE = 128  # numbers of the states that a walk has in a program, which is one warp
 SPAN_TILE = 256  # the same in the backward pass, which holds those of a chunk of tokens
 
@@ -205,10 +205,10 @@ def _tile(inputs: _Inputs, numbers: int) -> dict[str, int]:
 
 
 def _whole(inputs: _Inputs, sizes: dict[str, int]) -> bool:
-    """Whether chunks and tiles have no rest."""
+    """Whether groups of tokens and tiles have no rest."""
     _, tokens, channels = inputs.x.shape
     state = inputs.a.shape[1]
-    return not (tokens % CHUNK or channels % sizes["C"] or state % sizes["N"])
+    return not (tokens % GROUP or channels % sizes["C"] or state % sizes["N"])
 
 
 def _segments(inputs: _Inputs) -> int:
@@ -226,13 +226,13 @@ def _spans(inputs: _Inputs) -> int:
 
 
 def _parts(tokens: int, wanted: int) -> int:
-    """How many parts of whole chunks, none empty and none shorter than 64 tokens."""
+    """How many parts of whole groups, none empty and none shorter than 64 tokens."""
     return triton.cdiv(tokens, _segment(tokens, min(wanted, triton.cdiv(tokens, 64))))
 
 
 def _segment(tokens: int, segments: int) -> int:
-    """The tokens of a segment: whole chunks."""
-    return triton.cdiv(triton.cdiv(tokens, segments), CHUNK) * CHUNK
+    """The tokens of a segment: whole groups."""
+    return triton.cdiv(triton.cdiv(tokens, segments), GROUP) * GROUP
 
 
 def _last_dense(tensor: Tensor) -> Tensor:

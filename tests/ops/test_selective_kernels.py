@@ -55,7 +55,7 @@ def test_scan_of_odd_sizes_from_no_state() -> None:
 
 
 def test_scan_of_whole_tiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rest of tokens, channels or numbers: no mask then; two segments, two spans of two."""
+    """No rest of tokens, channels or numbers: no mask then; two segments, two spans."""
     from equilm.ops import selective_triton
 
     monkeypatch.setattr(selective_triton, "_segments", lambda inputs: 2)
@@ -74,7 +74,7 @@ def test_segments_side_by_side(given: bool, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_programs_of_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three chunks by programs of two, whose sums over tokens add up."""
+    """Five chunks by programs of four, whose sums over tokens add up."""
     from equilm.ops import selective_triton
 
     monkeypatch.setattr(selective_triton, "_spans", lambda inputs: 2)

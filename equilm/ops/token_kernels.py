@@ -1,7 +1,8 @@
-"""The Triton kernels of one Mamba2 layer for one token a row. Read `token_triton.py` first.
+"""The Triton kernels of one Mamba2 layer for one token of one row. Read `token_triton.py` first.
 
 With AHEAD a kernel begins before the one before it has ended: it loads what stood before, waits,
-and only then reads what came of that kernel or stores anything.
+and only then reads what came of that kernel or stores anything. `token_rows_kernels.py` is for more
+rows.
 """
 
 import triton
@@ -59,7 +60,7 @@ def project(
 
 
 @triton.jit
-def _raw(proj, inject, at, mask, HAS_INJECT: tl.constexpr):
+def raw(proj, inject, at, mask, HAS_INJECT: tl.constexpr):
     value = tl.load(proj + at, mask=mask, other=0.0).to(tl.float32)
     if HAS_INJECT:
         value += tl.load(inject + at, mask=mask, other=0.0).to(tl.float32)
@@ -80,7 +81,7 @@ def _before(taps, bias, window, c, slot, mask, num_channels, W: tl.constexpr):
 @triton.jit
 def _newest(proj, inject, c, slot, mask, HAS_INJECT: tl.constexpr, W: tl.constexpr):
     """The newest input of channels c in its slot, zeros in the others."""
-    return _raw(proj, inject, c + 0 * slot, mask & (slot == W - 1), HAS_INJECT)
+    return raw(proj, inject, c + 0 * slot, mask & (slot == W - 1), HAS_INJECT)
 
 
 @triton.jit
@@ -89,12 +90,12 @@ def _shift(window_out, seen, c, slot, mask, num_channels, W: tl.constexpr):
 
 
 @triton.jit
-def _silu(value):
+def silu(value):
     return value * tl.sigmoid(value)
 
 
 @triton.jit
-def _softplus(value):
+def softplus(value):
     e = tl.exp(-tl.abs(value))
     # log(1 + e) without losing a small e.
     small = e * (1 - e * (0.5 - e * (1.0 / 3)))
@@ -102,7 +103,7 @@ def _softplus(value):
 
 
 @triton.jit
-def read(
+def read_one(
     proj,
     inject,
     taps,
@@ -118,13 +119,8 @@ def read(
     wanted,
     num_inner,
     num_channels,
-    stride_proj,
-    stride_inject,
-    num_heads,
-    heads_per_group,
     num_p,
     num_n,
-    num_groups,
     HAS_INJECT: tl.constexpr,
     WRITE: tl.constexpr,
     SOME: tl.constexpr,
@@ -138,26 +134,20 @@ def read(
     """(S c + skip x) · SiLU(gate) with S = exp(dt a) S_before + dt x ⊗ b, for P of one head.
 
     Computed as exp(dt a) (S_before c) + (dt b·c + skip) x. N is laid out as A × J, of which sums
-    over A stay within a thread. What comes after is stored if WRITE, and if SOME of the rows in
-    `wanted` alone.
+    over A stay within a thread. What comes after is stored if WRITE, and if SOME when `wanted`.
     """
     if AHEAD:
         tl.extra.cuda.gdc_launch_dependents()
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    p = tl.program_id(2) * P + tl.arange(0, P)
+    head, p = tl.program_id(0), tl.program_id(1) * P + tl.arange(0, P)
     n_AJ = tl.arange(0, A)[:, None] * J + tl.arange(0, J)[None, :]
     p_mask, n_mask = p < num_p, n_AJ < num_n
-    proj += row * stride_proj
-    inject += row * stride_inject
-    window += row * (W - 1) * num_channels
-    window_out += row * (W - 1) * num_channels
-    group, at_P = head // heads_per_group, head * num_p + p
-    # Channels of the convolution: x first, then the directions b and c of all groups.
-    x_P1, b_AJ1 = at_P[:, None], (num_inner + group * num_n + n_AJ)[:, :, None]
-    c_AJ1 = b_AJ1 + num_groups * num_n
+    at_P = head * num_p + p
+    # Channels of the convolution: x first, then the directions b and c.
+    x_P1, b_AJ1 = at_P[:, None], (num_inner + n_AJ)[:, :, None]
+    c_AJ1 = b_AJ1 + num_n
     s_1S, s_11S = tl.arange(0, S)[None, :], tl.arange(0, S)[None, None, :]
     p_mask_P1, n_mask_AJ1 = p_mask[:, None], n_mask[:, :, None]
-    state_at = ((row * num_heads + head) * num_p + p[None, :, None]) * num_n + n_AJ[:, None, :]
+    state_at = at_P[None, :, None] * num_n + n_AJ[:, None, :]
     mask = p_mask[None, :, None] & n_mask[:, None, :]
     state_APJ = tl.load(state + state_at, mask=mask, other=0.0).to(tl.float32)
     x_tap, x_seen, x_bias = _before(taps, taps_bias, window, x_P1, s_1S, p_mask_P1, num_channels, W)
@@ -172,29 +162,29 @@ def read(
     through = tl.load(skip + head).to(tl.float32)
     if AHEAD:
         tl.extra.cuda.gdc_wait()
-    gate_P = _silu(_raw(proj, inject, at_P, p_mask, HAS_INJECT))
+    gate_P = silu(raw(proj, inject, at_P, p_mask, HAS_INJECT))
     proj += num_inner
     inject += num_inner
     x_seen += _newest(proj, inject, x_P1, s_1S, p_mask_P1, HAS_INJECT, W)
     b_seen += _newest(proj, inject, b_AJ1, s_11S, n_mask_AJ1, HAS_INJECT, W)
     c_seen += _newest(proj, inject, c_AJ1, s_11S, n_mask_AJ1, HAS_INJECT, W)
-    raw = _raw(proj, inject, num_channels + head, head >= 0, HAS_INJECT)
-    x_P = _silu(tl.sum(x_seen * x_tap + x_bias, 1))
-    b_AJ = _silu(tl.sum(b_seen * b_tap + b_bias, 2))
-    c_AJ = _silu(tl.sum(c_seen * c_tap + c_bias, 2))
-    dt = _softplus(raw + dt_offset)
+    step = raw(proj, inject, num_channels + head, head >= 0, HAS_INJECT)
+    x_P = silu(tl.sum(x_seen * x_tap + x_bias, 1))
+    b_AJ = silu(tl.sum(b_seen * b_tap + b_bias, 2))
+    c_AJ = silu(tl.sum(c_seen * c_tap + c_bias, 2))
+    dt = softplus(step + dt_offset)
     decay = tl.exp(-dt * rate)
     y_P = tl.sum(tl.sum(state_APJ * c_AJ[:, None, :], 0), 1) * decay
     y_P += (dt * tl.sum(tl.sum(b_AJ * c_AJ, 0), 0) + through) * x_P
-    tl.store(out + row * num_inner + at_P, (y_P * gate_P).to(out.dtype.element_ty), mask=p_mask)
+    tl.store(out + at_P, (y_P * gate_P).to(out.dtype.element_ty), mask=p_mask)
     if WRITE:
         stored_p, stored_n = num_p, num_n
         if SOME:
-            kept = tl.load(wanted + row).to(tl.int32)
+            kept = tl.load(wanted).to(tl.int32)
             stored_p, stored_n = num_p * kept, num_n * kept
         stores = p < stored_p
-        # Directions are shared by a group; its first program leaves their window.
-        first = n_AJ < tl.where(head % heads_per_group + tl.program_id(2) == 0, stored_n, 0)
+        # Directions are shared by all heads; the first program leaves their window.
+        first = n_AJ < tl.where(head + tl.program_id(1) == 0, stored_n, 0)
         state_APJ = state_APJ * decay + (dt * x_P)[None, :, None] * b_AJ[:, None, :]
         tl.store(state_out + state_at, state_APJ, mask=mask & stores[None, :, None])
         _shift(window_out, x_seen, x_P1, s_1S, stores[:, None], num_channels, W)

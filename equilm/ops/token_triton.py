@@ -3,7 +3,7 @@
 The weights are read once, the state once, and nothing is written back unless asked for. Of one row
 each kernel begins while the one before it still runs, so that its weights are there when their
 input is. The twin is the layer itself: `nn/block.py` over `ops/{norm,gated_scan}.py`. Read
-`token_kernels.py` next.
+`token_kernels.py` next, then `token_rows_kernels.py`.
 """
 
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from equilm.ops import token_kernels as kernels
+from equilm.ops import token_rows_kernels as rows_kernels
 from equilm.ops.fp8 import Scaled
 from equilm.ops.gated_scan import Weights
 from equilm.ops.norm_triton import AddNorm, group_norm
@@ -109,9 +110,8 @@ def _project(
     outputs, inputs = weight_OK.shape
     total = x_1K if y_1K is None else torch.empty(x_1K.shape, device=x_1K.device)
     out = torch.empty(1, outputs, device=x_1K.device)
-    # As many programs as the memory needs to be busy.
-    owned = 4 if outputs >= 2048 else 2
     whole, ahead = triton.next_power_of_2(inputs), _can_begin_early(x_1K.device)
+    owned, warps = _tile(outputs, whole)
     kernels.project[(triton.cdiv(outputs, owned),)](
         x_1K,
         y_1K,
@@ -128,11 +128,16 @@ def _project(
         O=owned,
         K=whole,
         AHEAD=ahead,
-        # 64 weights a thread.
-        num_warps=min(32, max(1, owned * whole // 2048)),
+        num_warps=warps,
         **_launch(ahead and follows),
     )
     return total, out
+
+
+def _tile(outputs: int, whole: int) -> tuple[int, int]:
+    """Outputs and warps a program, the fastest of those tried on an H200; 128 weights a thread."""
+    owned = 8 if outputs > 4096 else 4
+    return owned, 1 if owned * whole <= 4096 else min(32, max(4, owned * whole // 4096))
 
 
 def _read(
@@ -152,11 +157,7 @@ def _read(
     writes = some is not None or advance is True
     window = torch.empty(window_RWC.shape, device=device) if writes else None
     state = torch.empty(scan_RHPN.shape, device=device) if writes else None
-    part = min(16 if rows < 8 else 64, triton.next_power_of_2(head_width))
-    lanes = min(32, triton.next_power_of_2(state_size))
-    # Behind a library's product a kernel that begins early would only take room from it.
-    ahead = rows == 1 and layer.groups == 1 and _can_begin_early(device)
-    kernels.read[(rows, heads, triton.cdiv(head_width, part))](
+    tensors = (
         proj_RE,
         proj_RE if inject_RE is None else inject_RE,
         inner.taps_CW,
@@ -170,28 +171,71 @@ def _read(
         gated if window is None else window,
         gated if state is None else state,
         some,
-        heads * head_width,
-        len(inner.taps_CW),
-        proj_RE.stride(0),
-        0 if inject_RE is None else inject_RE.stride(0),
-        heads,
-        heads // layer.groups,
-        head_width,
-        state_size,
-        layer.groups,
-        HAS_INJECT=inject_RE is not None,
-        WRITE=writes,
-        SOME=some is not None,
-        W=inner.taps_CW.shape[1],
+    )
+    sizes = heads * head_width, len(inner.taps_CW), head_width, state_size
+    flags = {
+        "HAS_INJECT": inject_RE is not None,
+        "WRITE": writes,
+        "SOME": some is not None,
+        "W": inner.taps_CW.shape[1],
+    }
+    if rows == 1 and layer.groups == 1:
+        _read_one(tensors, sizes, flags, heads, device)
+    else:
+        strides = proj_RE.stride(0), 0 if inject_RE is None else inject_RE.stride(0)
+        _read_rows(tensors, sizes, strides, flags, (rows, heads, layer.groups))
+    return gated, window, state
+
+
+def _read_one(
+    tensors: tuple[Tensor | None, ...],
+    sizes: tuple[int, int, int, int],
+    flags: dict[str, Any],
+    heads: int,
+    device: torch.device,
+) -> None:
+    """In parts of one warp: they begin as soon as any room is left by the kernel before."""
+    *_, head_width, state_size = sizes
+    part = min(8, triton.next_power_of_2(head_width))
+    lanes = min(32, triton.next_power_of_2(state_size))
+    ahead = _can_begin_early(device)
+    kernels.read_one[(heads, triton.cdiv(head_width, part))](
+        *tensors,
+        *sizes,
+        **flags,
         P=part,
         A=triton.next_power_of_2(state_size) // lanes,
         J=lanes,
-        S=triton.next_power_of_2(inner.taps_CW.shape[1]),
+        S=triton.next_power_of_2(flags["W"]),
         AHEAD=ahead,
-        num_warps=2 if rows < 8 else 4,
+        num_warps=1,
         **_launch(ahead),
     )
-    return gated, window, state
+
+
+def _read_rows(
+    tensors: tuple[Tensor | None, ...],
+    sizes: tuple[int, int, int, int],
+    strides: tuple[int, int],
+    flags: dict[str, Any],
+    counts: tuple[int, int, int],
+) -> None:
+    """It never begins early: behind a library's product it would only take room from it."""
+    *_, head_width, state_size = sizes
+    rows, heads, groups = counts
+    part = min(16 if rows < 8 else 64, triton.next_power_of_2(head_width))
+    rows_kernels.read_rows[(rows, heads, triton.cdiv(head_width, part))](
+        *tensors,
+        *sizes,
+        *strides,
+        heads,
+        heads // groups,
+        groups,
+        **flags,
+        P=part,
+        N=triton.next_power_of_2(state_size),
+        num_warps=4 if rows < 8 else 2,
+    )
 
 
 def _can_begin_early(device: torch.device) -> bool:

@@ -15,7 +15,13 @@ from equilm.ops import token_triton
 from equilm.ops.token_triton import Layer, layer_token
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZES = [(1, 24, 2, 16, 16, 1), (3, 24, 4, 8, 12, 2), (17, 40, 2, 16, 16, 1)]
+SIZES = [
+    (1, 24, 3, 12, 20, 1),
+    (3, 24, 4, 8, 12, 2),
+    (17, 40, 2, 16, 16, 1),
+    (1, 24, 4, 8, 12, 2),
+    (1, 24, 2, 16, 48, 1),
+]
 
 
 def draw(
@@ -122,6 +128,13 @@ def test_weights_in_8_bits() -> None:
     for left, right in zip(got, expected, strict=True):
         assert left is not None
         torch.testing.assert_close(left.cpu(), right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [96, 768, 3352, 8512, 20000])
+def test_a_thread_holds_at_most_128_weights(outputs: int) -> None:
+    for whole in (64, 1024, 2048, 4096, 8192, 16384):
+        owned, warps = token_triton._tile(outputs, whole)
+        assert owned * whole <= 128 * 32 * warps
 
 
 @pytest.mark.gpu

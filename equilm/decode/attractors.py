@@ -36,12 +36,16 @@ class Attractors:
     Args:
         next_QV: int64, the state after a token.
         z_QVD: The token's fixed point.
+        looks_QD: The direction of the output that led into each state but the first.
+        others: States of the model of the same kinds, reached in other ways where there are some.
         sweeps: Dependent evaluations that it took to find them, all tokens of a level at once.
         evaluations: Of single tokens.
     """
 
     next_QV: Tensor
     z_QVD: Tensor
+    looks_QD: Tensor
+    others: State
     sweeps: int
     evaluations: int
 
@@ -103,6 +107,32 @@ def discover(
         return _Search(model, core, limits, apart, max_states).run()
 
 
+@torch.no_grad()
+def doubts(
+    model: LanguageModel, found: Attractors, *, tolerance: float = 0.05, max_steps: int = 12
+) -> float:
+    """Return the share of transitions that another state of the same kind does not make.
+
+    It is zero where the past leaves nothing that matters. A few are of states that a kind was
+    counted twice for; hundreds are of a model that errs.
+
+    Args:
+        model: That `found` is of.
+        found: From `discover`.
+        tolerance: As for `discover`.
+        max_steps: As for `discover`.
+    """
+    core = model.core
+    assert isinstance(core, Equilibrium)
+    limits = replace(steady(core.solve), tolerance=tolerance, max_steps=max_steps)
+    with prepared(core):
+        search = _Search(model, core, limits, 0.0, 0)
+        ways = [search.solved(states)[0] for states in _in_turn(found.others, search.size)]
+    look_ND = normalize(torch.cat(ways).flatten(0, 1).to(found.looks_QD.dtype), dim=-1)
+    next_N = torch.cdist(look_ND, found.looks_QD).argmin(1) + 1
+    return float((next_N != found.next_QV[1:].flatten()).float().mean())
+
+
 class _Search:
     """The states found so far, by the directions of the outputs that led there."""
 
@@ -112,31 +142,47 @@ class _Search:
         self.core, self.solve, self.apart, self.most = core, solve, apart, most
         tokens_V1 = torch.arange(model.vocab_size, device=model.embedding.device)[:, None]
         self.u_V1E = core.inject(model.embed(tokens_V1))
+        self.size = max(1, ROWS // len(tokens_V1))  # states at once
         self.looks_QD = self.u_V1E.new_empty(0, core.width)
         self.evaluations = 0
 
     def run(self) -> Attractors:
         # Each level holds the states that the one before led to first.
         level, tables, outputs, sweeps = self.core.init_state(1, self.most), [], [], 0
-        size = max(1, ROWS // len(self.u_V1E))
+        others = tree.take(level, torch.zeros(0, dtype=torch.int64))
         while len(next(tree.leaves(level))):
             found, took = [], 0
-            for states in _in_turn(level, size):
-                z_KVD, after, evaluations = self._solved(states)
+            for states in _in_turn(level, self.size):
+                z_KVD, after, evaluations = self.solved(states)
                 names_N, new = self._named(z_KVD.flatten(0, 1))
                 tables.append(names_N.view(z_KVD.shape[:2]))
                 outputs.append(z_KVD)
                 found.append(tree.take(after, new))
+                others = self._kept(others, names_N, after)
                 took = max(took, evaluations)
             level, sweeps = tree.map_(lambda *parts: torch.cat(parts), *found), sweeps + took
         return Attractors(
             next_QV=torch.cat(tables),
             z_QVD=torch.cat(outputs),
+            looks_QD=self.looks_QD,
+            others=others,
             sweeps=sweeps,
             evaluations=self.evaluations,
         )
 
-    def _solved(self, states: State) -> tuple[Tensor, State, int]:
+    def _kept(self, others: State, names_N: Tensor, after: State) -> State:
+        """One state of each kind: the last that was reached, which is seldom the first one too."""
+        num = len(next(tree.leaves(others)))
+        last_Q = torch.full((len(self.looks_QD),), -1, device=names_N.device)
+        rows_N = torch.arange(len(names_N), device=names_N.device)
+        last_Q = last_Q.scatter_reduce(0, names_N - 1, rows_N, "amax")
+        grown = tree.map_(
+            lambda old, new: torch.cat([old, new[: len(last_Q) - num]]), others, after
+        )
+        reached_K = (last_Q >= 0).nonzero()[:, 0]
+        return tree.put(grown, reached_K, tree.take(after, last_Q[reached_K]))
+
+    def solved(self, states: State) -> tuple[Tensor, State, int]:
         """Every token from every state: outputs z_KVD, states after (K·V rows), sweeps."""
         tokens = len(self.u_V1E)
         rows = tree.map_(lambda leaf: leaf.repeat_interleave(tokens, dim=0), states)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from equilm.decode.attractors import Attractors, discover, steady
+from equilm.decode.attractors import Attractors, discover, doubts, steady
 from equilm.measure.jacobian import jacobian_records
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.model import LanguageModel
@@ -200,7 +200,7 @@ def _measured(model: LanguageModel, task: Task, config: EvaluationConfig) -> Ite
     )
     if attractors is not None:
         solve = steady(solve)
-        for one in _discovered(attractors):
+        for one in _discovered(model, attractors):
             yield replace(one, length=longest, window=longest)
     for span in config.spans:
         answers = answer(model, batch, replace(solve, window=span), attractors)
@@ -212,11 +212,12 @@ def _measured(model: LanguageModel, task: Task, config: EvaluationConfig) -> Ite
         yield replace(one, length=tokens_1T.shape[1])
 
 
-def _discovered(found: Attractors) -> Iterator[Record]:
+def _discovered(model: LanguageModel, found: Attractors) -> Iterator[Record]:
     sweeps, evaluations = float(found.sweeps), float(found.evaluations)
     yield Record(name="attractors", value=float(len(found.next_QV) - 1), unit="states")
     yield Record(name="discovery_sweeps", value=sweeps, unit="evaluations")
     yield Record(name="discovery_evaluations", value=evaluations, unit="evaluations")
+    yield Record(name="doubtful_transitions", value=doubts(model, found), unit="share")
 
 
 def _reported(answers: Answers, lengths: tuple[int, ...], *, span: int | None) -> Iterator[Record]:

@@ -180,6 +180,7 @@ _OF_A_LINE: tuple[_Column, ...] = (
     ("cycling", "cycling", percent),
     ("dependent_sweeps", "dependent sweeps", count),
     ("discovery_sweeps", "sweeps before, to find attractors", count),
+    ("doubtful_transitions", "transitions in doubt", percent),
     ("tokens_per_second", "tokens/s", count),
 )
 _OF_A_MODEL: tuple[_Column, ...] = (

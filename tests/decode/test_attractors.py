@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from equilm.decode.attractors import Attractors, discover, steady
+from equilm.decode.attractors import discover, doubts, steady
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.model import LanguageModel
 from equilm.solve import Solution, Status
@@ -44,6 +44,11 @@ def test_the_table_is_that_of_the_monoid(group: str) -> None:
     assert len(found.next_QV) == task.vocab_size + 1
     assert torch.equal(element_Q[found.next_QV], answer_QV)
     assert torch.equal(answer_QV, table_QQ[element_Q])
+    assert doubts(model, found) == 0
+    wrong_QV = found.next_QV.clone()
+    wrong_QV[1, 0] = wrong_QV[1, 0] % task.vocab_size + 1
+    doubted = doubts(model, replace(found, next_QV=wrong_QV))
+    assert doubted == pytest.approx(1 / task.vocab_size**2)
     # Two levels: the empty state, and all elements side by side.
     assert found.sweeps <= 2 * 13
     assert found.evaluations <= len(found.next_QV) * task.vocab_size * 13
@@ -70,7 +75,7 @@ def test_wrong_maps_cost_sweeps_and_no_answers() -> None:
     found = discover(model)
     wrong_QV = found.next_QV.clone()
     wrong_QV[1] = wrong_QV[2]
-    wrong = Attractors(next_QV=wrong_QV, z_QVD=found.z_QVD, sweeps=0, evaluations=0)
+    wrong = replace(found, next_QV=wrong_QV)
     guess_BTD = wrong.guess(tokens_BT)
     assert (model.logits(guess_BTD).argmax(-1) != targets_BT).float().mean() > 0.3
     core = model.core

@@ -31,9 +31,14 @@ def test_the_sweeps_before_and_after_are_told() -> None:
     assert quick["loss"] == pytest.approx(plain["loss"], abs=1e-3)
     assert plain["dependent_sweeps"] >= LENGTH
     assert quick["dependent_sweeps"] + quick["discovery_sweeps"] <= 40
-    assert quick["attractors"] == 6
+    assert quick["attractors"] == 6 and quick["doubtful_transitions"] == 0
     assert 7 * 6 < quick["discovery_evaluations"] <= 7 * 6 * 13
-    assert not set(plain) & {"attractors", "discovery_sweeps", "discovery_evaluations"}
+    assert not set(plain) & {
+        "attractors",
+        "discovery_sweeps",
+        "discovery_evaluations",
+        "doubtful_transitions",
+    }
 
 
 def test_what_has_no_attractors_says_so() -> None:

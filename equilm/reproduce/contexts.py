@@ -122,7 +122,7 @@ def recipe(sources: tuple[str, ...], *, llama: bool, implicit: bool, quick: bool
         ),
         threads=1 if quick else None,
         log_every=4,
-        checkpoint_every=128,
+        checkpoint_every=256,
         keep_checkpoints=4,
     )
 

@@ -70,8 +70,16 @@ def test_all_have_about_as_many_parameters() -> None:
 
 
 def test_the_long_run_of_the_explicit_model_takes_the_flops_of_the_implicit_one() -> None:
-    long, implicit = small("mamba2-flops"), small("implicit-mamba2")
-    short = small("mamba2")
+    long, short = small("mamba2-flops"), small("mamba2")
     assert replace(long, steps=short.steps, checkpoint_every=short.checkpoint_every) == short
-    flops = [sum(part.flops for part in stretches(recipe)) for recipe in (long, implicit)]
-    assert flops[0] == pytest.approx(flops[1], rel=1e-3)
+    taken = sum(part.flops for part in stretches(long))
+    # In its second phase the implicit model made 14.5 sweeps a step in the mean, of at most 24.
+    assert flops_of_sweeps(14) < taken < flops_of_sweeps(15)
+
+
+def flops_of_sweeps(number: int) -> float:
+    """All FLOPs of the implicit Mamba2 if so many sweeps are made in its second phase."""
+    implicit = small("implicit-mamba2")
+    bounded, free = implicit.phases
+    made = replace(implicit, phases=(bounded, replace(free, max_steps=number)))
+    return sum(part.flops for part in stretches(made))

@@ -113,8 +113,8 @@ def doubts(
 ) -> float:
     """Return the share of transitions that another state of the same kind does not make.
 
-    It is zero where the past leaves nothing that matters. A few are of states that a kind was
-    counted twice for; hundreds are of a model that errs.
+    Zero where nothing else of the past matters. Where it is not, either a kind was counted twice,
+    which does no harm, or the tables may lead astray.
 
     Args:
         model: That `found` is of.

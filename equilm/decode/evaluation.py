@@ -231,7 +231,10 @@ class Evaluation:
 def _marks(model: LanguageModel) -> list[tuple[float, ...]]:
     """Where each parameter lies, how often it was written by PyTorch's count, and its norm."""
     leaves: list[Tensor] = list(model.parameters())
-    norms = torch.stack(torch._foreach_norm(leaves)).tolist()
+    # In their own type, the norms of half precision would show no small change.
+    is_narrow = any(leaf.dtype.itemsize < 4 for leaf in leaves)
+    found = torch._foreach_norm(leaves, 2, torch.float32 if is_narrow else None)
+    norms = torch.stack(found).tolist()
     return [
         (leaf.data_ptr(), leaf._version, norm) for leaf, norm in zip(leaves, norms, strict=True)
     ]

@@ -61,7 +61,7 @@ def reproduce(
 
     figure = FIGURES[name](Settings(quick=quick, data=data, only=only))
     if seeds:
-        figure = replace(figure, seeds=seeds)
+        figure = replace(figure, seeds=tuple(dict.fromkeys(seeds)))
     place = out / ("quick" if quick else "full")
     written = make(figure, place, watch=None if trained_only else watch, say=say)
     for path in written:

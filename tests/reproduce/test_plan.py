@@ -1,5 +1,6 @@
 """Runs of two steps: what is there is used, what changed is done again."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from equilm import record
+from equilm.cli.figures import reproduce as command
 from equilm.config import ConfigError
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
@@ -146,3 +148,11 @@ def test_another_recipe_of_the_same_name_is_refused(tmp_path: Path, watch: Watch
     other = figure(recipe=replace(SHORT, batch_size=5))
     with pytest.raises(ConfigError, match="was begun with another recipe"):
         reproduce(other, tmp_path, watch=watch, say=silent)
+
+
+def test_a_seed_told_twice_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seeds in ((), (3,), (3, 1, 3)):
+        command("fig2", quick=True, out=tmp_path, seeds=seeds, trained_only=True)
+    told = re.findall(r"fig2: (\d+) of (\d+) runs are missing", capsys.readouterr().out)
+    ones = int(told[0][0])
+    assert told == [(str(n), str(n)) for n in (ones, ones, 2 * ones)]

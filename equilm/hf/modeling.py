@@ -80,6 +80,8 @@ class EquilmModel(EquilmPreTrainedModel):
         cache = _cache(past_key_values, self._use_cache(use_cache))
         seen = 0 if cache is None else cache.get_seq_length()
         rows, tokens = x_BTD.shape[:2]
+        if not tokens:
+            raise ValueError("input_ids: expected one token or more a row, got none")
         packing = pack(attention_mask, rows, tokens, seen)
         state = None if cache is None else cache.layer.before(tokens)
         with (

@@ -38,7 +38,8 @@ def evaluate_run(path: Path, settings: EvaluationConfig) -> list[Record]:
     run, folder, recipe = find_run(path)
     device = use_device(recipe.device, threads=recipe.threads)
     about: dict[str, Any] = {
-        "model": run.name,
+        # Solved from a guess, a model must not stand in a line with itself solved from zero.
+        "model": run.name + (" by attractors" if settings.attractors else ""),
         "seed": recipe.seed,
         "step": step_of(folder),
         **record.environment(device.type),

@@ -211,6 +211,11 @@ def test_a_window_of_none_is_zero() -> None:
         face("implicit-mamba2")(tokens(), window=-3)
 
 
+def test_rows_of_no_token_are_one_line(kind: str) -> None:
+    with pytest.raises(ValueError, match="input_ids: expected one token or more a row, got none"):
+        face(kind)(tokens()[:, :0])
+
+
 @pytest.mark.parametrize("wrong", [-1, VOCAB])
 def test_a_token_out_of_range_is_one_line(kind: str, wrong: int) -> None:
     found = tokens()

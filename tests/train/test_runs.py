@@ -1,4 +1,4 @@
-"""A run on a task that asks at the end is measured at each length by itself."""
+"""Runs are measured: by lengths where a task asks last, by attractors under a name of their own."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +8,12 @@ import pytest
 from equilm import record
 from equilm.measure.evaluate import EvaluationConfig
 from equilm.nn.gru import GRUConfig
+from equilm.report import select
 from equilm.tasks import InductionConfig
+from equilm.train import runs
 from equilm.train.runs import evaluate_run
 from equilm.train.schedule import FixedLengths
+from tests.decode.automaton import tracker
 from tests.train.tiny import EXPLICIT, MODEL, TINY, finish
 
 
@@ -36,3 +39,14 @@ def test_each_length_is_asked(implicit: bool, tmp_path: Path) -> None:
         assert isinstance(r.value, float)
         assert r.value * 7 == pytest.approx(round(r.value * 7))
     assert all(r.model == "run" and r.step == 3 for r in told)
+
+
+def test_what_attractors_tell_stands_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(replace(TINY, steps=1), tmp_path / "run")
+    monkeypatch.setattr(runs, "load", lambda *_, **__: tracker("S3")[0])
+    plain = EvaluationConfig(lengths=(12,), windows=(0,), batch_size=2)
+    for settings in (plain, replace(plain, attractors=True)):
+        evaluate_run(tmp_path / "run", settings)
+    told = select.lines(record.read(tmp_path / "run" / "records.jsonl"), "accuracy")
+    names = [select.label(line, told) for line in told]
+    assert names == ["run, simultaneous", "run by attractors, simultaneous"]

@@ -1,7 +1,8 @@
 """How every figure looks: one table of settings, one set of colours for light and for dark.
 
 The colours are Okabe and Ito's, which the colour-blind can tell apart, a shade darker where text
-is written in them; the last is for a seventh line, and not theirs. In `dark` the page redraws each of them; nothing else differs.
+is written in them; the last is for a seventh line, and not theirs. In `dark` the page redraws each
+of them; nothing else differs.
 Read next: `plot.py`.
 """
 

@@ -80,7 +80,11 @@ def generate(
     engine = _engine(checkpoint, requests, precision)
     check_vocabulary(words, engine.model.vocab_size)
     pieces = stream(engine, requests, tokenizer=words, stop=stop)
-    taken = _print_in_order(pieces, samples, coloured=show_steps)
+    try:
+        taken = _print_in_order(pieces, samples, coloured=show_steps)
+    except KeyboardInterrupt:
+        console.print()  # the answer so far keeps its line
+        raise
     _print_effort(taken, words, listed=show_steps)
 
 

@@ -31,7 +31,7 @@ def reproduce(
     out: Annotated[Path, argument("FOLDER")] = Path("runs/reproduce"),
     data: Annotated[Path | None, argument("FOLDER")] = None,
     only: Annotated[tuple[str, ...], argument("MIXER [MIXER ...]")] = (),
-    seeds: Annotated[tuple[int, ...], argument("SEED [SEED ...]")] = (),
+    seeds: Annotated[tuple[int, ...] | None, argument("SEED [SEED ...]")] = None,
     trained_only: bool = False,
 ) -> None:
     """Make one figure from recipe to plot; what an earlier call trained or measured is used.
@@ -60,7 +60,9 @@ def reproduce(
         show(trainer.run(), name=run, num_steps=trainer.recipe.steps, console=console)
 
     figure = FIGURES[name](Settings(quick=quick, data=data, only=only))
-    if seeds:
+    if seeds is not None:
+        if not seeds:
+            raise ValueError("seeds: expected one or more integers, got none")
         figure = replace(figure, seeds=tuple(dict.fromkeys(seeds)))
     place = out / ("quick" if quick else "full")
     written = make(figure, place, watch=None if trained_only else watch, say=say)

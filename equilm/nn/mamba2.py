@@ -198,8 +198,10 @@ class Mamba2(Mixer):
             state.scan_BHPN.contiguous(),
             None if inject_BTE is None else inject_BTE[:, 0],
             advance=advance,
-            # Weights that were not prepared are made by a kernel just before.
-            follows=y_BTD is not None and self._is_prepared(),
+            # What was not prepared, or not dense, is made by a kernel just before.
+            follows=y_BTD is not None
+            and self._is_prepared()
+            and all(leaf.is_contiguous() for leaf in state),
         )
         after = None
         if window_BWC is not None and scan_BHPN is not None:

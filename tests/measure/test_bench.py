@@ -103,15 +103,20 @@ def test_training_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_all_sweeps_of_a_training_step_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, calls = Stack.forward, 0
+    calls = 0
 
-    def counted(self: Stack, *arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return forward(self, *arguments)
+    def counted(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Stack, *arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return evaluate(self, *arguments)
+
+        return call
 
     monkeypatch.setattr(train_rows, "check_step", lambda row, place: None)
-    monkeypatch.setattr(Stack, "forward", counted)
+    # The sweeps want no state, the steps with a gradient do.
+    for name in ("peek", "forward"):
+        monkeypatch.setattr(Stack, name, counted(getattr(Stack, name)))
     by_row("train", only="tiny 3+2")
     # Two runs to warm up, three that are timed, one whose memory is measured.
     assert calls == (3 + 2) * (2 + 3 + 1)

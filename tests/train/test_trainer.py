@@ -213,7 +213,7 @@ def test_a_disk_full_in_the_metrics_names_the_file(
 
 def test_what_cannot_be_is_refused_before_the_folder_is_taken(tmp_path: Path) -> None:
     wrong: dict[str, Recipe] = {
-        r"model.vocab_size: expected at least 6": replace(
+        r"model.vocab_size: expected an integer >= 6": replace(
             TINY, model=replace(EXPLICIT, vocab_size=5)
         ),
         r"head_width: expected a divisor": replace(TINY, model=replace(EXPLICIT, width=15)),

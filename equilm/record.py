@@ -32,6 +32,8 @@ class Record:
         length: tokens in a sequence.
         window: tokens solved at once: 1 is sequential, `length` is simultaneous; None where
             it does not apply.
+        tolerance: of the solve, relative; None where there was none, or it is not told.
+        max_steps: evaluations that a token might take in it; None likewise.
         step: optimizer steps taken before the measurement.
         seed: seed of the run.
         row: index of this series among its kind (sequence, token position, matrix row).
@@ -53,6 +55,8 @@ class Record:
     split: str = ""
     length: int | None = None
     window: int | None = None
+    tolerance: float | None = None
+    max_steps: int | None = None
     step: int | None = None
     seed: int | None = None
     row: int | None = None
@@ -68,7 +72,8 @@ class Record:
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Record)}
 _REQUIRED = [name for name, field in _FIELDS.items() if field.default is dataclasses.MISSING]
-_INTEGERS = {name for name, field in _FIELDS.items() if field.default is None}
+_INTEGERS = {name for name, field in _FIELDS.items() if field.type == int | None}
+_NUMBERS = {name for name, field in _FIELDS.items() if field.type == float | None}
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -185,6 +190,7 @@ def _installed_version() -> str:
 def _encode(record: Record) -> bytes:
     pairs = ((name, getattr(record, name)) for name in _FIELDS)
     content = {name: value for name, value in pairs if value is not None and value != ""}
+    content |= {name: _encode_number(content[name]) for name in _NUMBERS & content.keys()}
     content["value"] = _encode_value(record)
     return json.dumps(content, allow_nan=False).encode() + b"\n"
 
@@ -254,7 +260,8 @@ def _decode(line: bytes) -> Record:
     if missing:
         raise ValueError(f"missing key {missing[0]!r}")
     _check_types(content)
-    return Record(**{**content, "value": _decode_value(content["value"])})
+    numbers = {name: _decode_number(name, content[name]) for name in _NUMBERS & content.keys()}
+    return Record(**{**content, **numbers, "value": _decode_value(content["value"])})
 
 
 def _refuse_constant(constant: str) -> float:
@@ -263,7 +270,7 @@ def _refuse_constant(constant: str) -> float:
 
 def _check_types(content: Mapping[str, object]) -> None:
     for name, value in content.items():
-        if name == "value":
+        if name == "value" or name in _NUMBERS:
             continue
         kind = int if name in _INTEGERS else str
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -272,13 +279,13 @@ def _check_types(content: Mapping[str, object]) -> None:
 
 def _decode_value(value: object) -> float | list[float]:
     if isinstance(value, list):
-        return [_decode_number(number) for number in value]
-    return _decode_number(value)
+        return [_decode_number("value", number) for number in value]
+    return _decode_number("value", value)
 
 
-def _decode_number(number: object) -> float:
+def _decode_number(name: str, number: object) -> float:
     if isinstance(number, str) and number in _NON_FINITE:
         return _NON_FINITE[number]
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise ValueError(f'value: expected a number, "nan", "inf" or "-inf", got {number!r}')
+        raise ValueError(f'{name}: expected a number, "nan", "inf" or "-inf", got {number!r}')
     return float(number)

@@ -19,6 +19,8 @@ FULL = Record(
     split="test",
     length=3,
     window=1,
+    tolerance=0.05,
+    max_steps=64,
     step=650,
     seed=0,
     row=2,
@@ -68,6 +70,9 @@ def test_non_finite_numbers_stay_strict_json(path: Path) -> None:
     assert isinstance(nan, float) and math.isnan(nan)
     assert minus_infinity == -math.inf
     assert series == [math.inf, 0.5]
+    unlimited = Record(name="loss", value=1.0, unit="nats", tolerance=math.inf)
+    record.append(path, [unlimited])
+    assert record.read(path)[-1] == unlimited
 
 
 @pytest.mark.parametrize("lost", [1, 2, 20, -1])
@@ -93,6 +98,10 @@ def test_torn_last_line_is_ignored_and_cut_off(path: Path, lost: int) -> None:
         ('{"name": "loss", "value": "much", "unit": "nats"}', "got 'much'"),
         ('{"name": "loss", "value": true, "unit": "nats"}', "got True"),
         ('{"name": "loss", "value": 1, "unit": "nats", "step": 1.5}', "step: expected int"),
+        (
+            '{"name": "loss", "value": 1, "unit": "nats", "tolerance": true}',
+            "tolerance: expected a",
+        ),
         ("[1, 2]", "expected a JSON object"),
         ("", "Expecting value"),
     ],

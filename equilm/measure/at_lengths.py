@@ -65,12 +65,12 @@ class AtLengths:
                 seed=self.seed,
                 index=0,
             )
-            window = None
+            about: dict[str, Any] = {"task": task.name, "split": self.split, "length": length}
             if isinstance(model.core, Equilibrium):
-                window = min(self.window or length, self.piece, length)
-            about: dict[str, Any] = {"task": task.name, "split": self.split}
+                about["window"] = min(self.window or length, self.piece, length)
+                about |= {"tolerance": self.tolerance, "max_steps": self.max_steps}
             for one in _told(self._answered(model, batch)):
-                yield replace(one, length=length, window=window, **about)
+                yield replace(one, **about)
 
     @torch.no_grad()
     def _answered(self, model: LanguageModel, batch: Batch) -> Scores:

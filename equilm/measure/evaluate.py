@@ -75,6 +75,12 @@ class EvaluationConfig:
         longest = max(self.lengths)
         return tuple(dict.fromkeys(min(window or longest, longest) for window in self.windows))
 
+    def limits_of(self, one: Record) -> dict[str, Any]:
+        """Return what a Record is to say of the limits of its solve, if it is of one."""
+        if one.window is None:
+            return {}
+        return {"tolerance": self.tolerance, "max_steps": self.max_steps}
+
     def computing(self, device: torch.device) -> AbstractContextManager[None]:
         """Return the context that models compute in on `device`."""
         uses_bf16 = self.precision == "bf16" and device.type == "cuda"
@@ -107,7 +113,7 @@ def evaluate(
     """
     about = {"task": task.name, "split": config.split, **(about or {})}
     for one in _measured(model, task, config):
-        yield replace(one, **about)
+        yield replace(one, **config.limits_of(one), **about)
 
 
 @torch.no_grad()
@@ -181,11 +187,7 @@ def solving(model: torch.nn.Module, solve: Solve | None) -> Iterator[None]:
 def _measured(model: LanguageModel, task: Task, config: EvaluationConfig) -> Iterator[Record]:
     longest = max(config.lengths)
     batch = task.batch(
-        split=config.split,
-        length=longest,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        index=0,
+        split=config.split, length=longest, batch_size=config.batch_size, seed=config.seed, index=0
     )
     yield replace(_chance(batch.targets_BT), length=longest)
     core = model.core

@@ -68,11 +68,8 @@ def evaluate_text(
         )
     rows = [row.tolist() for row in tokens_BT]
     sizes = {n: [num_bytes(row[: n + 1]) for row in rows] for n in config.lengths}
-    readings = {}
-    for span, solve in _solves(model, config):
-        readings[span] = reading = read(model, tokens_BT, solve)
-        yield from _reported(reading, config.lengths, sizes, span)
-    yield from agreement(readings, config.lengths)
+    for one in _in_every_mode(model, tokens_BT, config, sizes):
+        yield replace(one, **config.limits_of(one))
     if isinstance(model.core, Equilibrium) and sweeps:
         tokens_BT = tokens_BT[:, : min(config.lengths) + 1]
         for span, solve in _solves(model, replace(config, lengths=(min(config.lengths),))):
@@ -82,6 +79,19 @@ def evaluate_text(
             yield from by_sweeps(
                 lambda limited: read(model, tokens_BT, limited).loss_BT, solve, sweeps, span
             )
+
+
+def _in_every_mode(
+    model: LanguageModel,
+    tokens_BT: Tensor,
+    config: EvaluationConfig,
+    sizes: dict[int, list[int | None]],
+) -> Iterator[Record]:
+    readings = {}
+    for span, solve in _solves(model, config):
+        readings[span] = reading = read(model, tokens_BT, solve)
+        yield from _reported(reading, config.lengths, sizes, span)
+    yield from agreement(readings, config.lengths)
 
 
 @torch.no_grad()

@@ -27,12 +27,16 @@ class Line:
         task: name of the task.
         split: "valid" or "test".
         mode: "sequential", "window 64", "simultaneous"; "" where windows do not apply.
+        tolerance: of the solve; None where there was none, or it is not told.
+        max_steps: evaluations that a token might take in it; None likewise.
     """
 
     model: str
     task: str
     split: str
     mode: str
+    tolerance: float | None = None
+    max_steps: int | None = None
 
 
 def training(records: Iterable[Record], name: str) -> Runs:
@@ -52,7 +56,7 @@ def evaluation(records: Iterable[Record], name: str) -> list[Record]:
         if record.split == TRAIN or record.name != name or empty:
             continue
         r = record
-        key = (r.model, r.task, r.split, r.length, r.window, r.seed, r.row)
+        key = (*_subject(r), r.length, r.window, r.seed, r.row)
         if key not in latest or (record.step or 0) >= (latest[key].step or 0):
             latest[key] = record
     return list(latest.values())
@@ -76,14 +80,19 @@ def lines(records: Iterable[Record], name: str) -> dict[Line, dict[int, list[Rec
     """
     measured = evaluation(records, name)
     found: dict[Line, dict[int, list[Record]]] = {}
-    for model, task, split in dict.fromkeys((r.model, r.task, r.split) for r in measured):
-        same = [r for r in measured if (r.model, r.task, r.split) == (model, task, split)]
+    for subject in dict.fromkeys(map(_subject, measured)):
+        model, task, split, tolerance, max_steps = subject
+        same = [r for r in measured if _subject(r) == subject]
         for mode, chosen in _modes(same):
             by_length: dict[int, list[Record]] = {}
             for record in sorted(chosen, key=lambda r: r.length or 0):
                 by_length.setdefault(record.length or 0, []).append(record)
-            found[Line(model, task, split, mode)] = by_length
+            found[Line(model, task, split, mode, tolerance, max_steps)] = by_length
     return found
+
+
+def _subject(r: Record) -> tuple[str, str, str, float | None, int | None]:
+    return r.model, r.task, r.split, r.tolerance, r.max_steps
 
 
 def _modes(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
@@ -119,7 +128,16 @@ def label(line: Line, among: Iterable[Line]) -> str:
     parts = [line.model or "model", line.mode]
     parts += [line.task] if len({other.task for other in others}) > 1 else []
     parts += [line.split] if len({other.split for other in others}) > 1 else []
+    # Between lines that solve alone: an explicit model has no limits to tell.
+    if line.tolerance is not None and _differ(other.tolerance for other in others if other.mode):
+        parts.append(f"tolerance {line.tolerance:g}")
+    if line.max_steps is not None and _differ(other.max_steps for other in others if other.mode):
+        parts.append(f"at most {line.max_steps:,} steps")
     return ", ".join(part for part in parts if part)
+
+
+def _differ(values: Iterable[object]) -> bool:
+    return len(set(values)) > 1
 
 
 def number(record: Record) -> float:

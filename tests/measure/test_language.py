@@ -74,6 +74,8 @@ def test_modes_agree_and_say_what_they_took(records: list[Record]) -> None:
             assert abs(apart) < 1e-4
         assert 1 < value(records, "evaluations_per_token", length, 1) < 30
         assert value(records, "converged", length, 1) == 1
+    limited = [r for r in records if r.window is not None and r.name != "perplexity_at_sweeps"]
+    assert {(r.tolerance, r.max_steps) for r in limited} == {(1e-5, STRICT.max_steps)}
     assert value(records, "dependent_sweeps", 40, 1) > value(records, "dependent_sweeps", 40, 40)
 
 

@@ -11,7 +11,12 @@ from equilm.report import select
 
 def accuracy(length: int, window: int | None, value: float = 1.0, **other: Any) -> Record:
     return Record(
-        name="accuracy", value=value, unit="share", model="m", length=length, window=window, **other
+        name="accuracy",
+        value=value,
+        unit="share",
+        length=length,
+        window=window,
+        **{"model": "m", **other},
     )
 
 
@@ -55,6 +60,24 @@ def test_training_is_kept_apart_and_in_order() -> None:
 def test_a_label_tells_only_what_differs(task: str, split: str, told: str) -> None:
     line = select.Line("m", task, split, "sequential")
     assert select.label(line, [line, select.Line("m", "", "", "sequential")]) == told
+
+
+def test_limits_of_a_solve_are_kept_apart_and_told_where_they_differ() -> None:
+    loose = [accuracy(n, 1, 0.5, tolerance=0.05, max_steps=64) for n in (16, 64)]
+    exact = [accuracy(n, 1, 0.9, tolerance=0.01, max_steps=64) for n in (64, 256)]
+    few = accuracy(64, 1, 0.1, tolerance=0.01, max_steps=8)
+    explicit = accuracy(64, None, model="e")
+    same = select.lines([*exact, explicit], "accuracy")
+    assert [select.label(line, same) for line in same] == ["m, sequential", "e"]
+    told = select.lines([*loose, *exact, few, explicit], "accuracy")
+    assert {
+        select.label(line, told): [(n, *at) for n, at in by.items()] for line, by in told.items()
+    } == {
+        "m, sequential, tolerance 0.05, at most 64 steps": [(16, loose[0]), (64, loose[1])],
+        "m, sequential, tolerance 0.01, at most 64 steps": [(64, exact[0]), (256, exact[1])],
+        "m, sequential, tolerance 0.01, at most 8 steps": [(64, few)],
+        "e": [(64, explicit)],
+    }
 
 
 def test_rows_are_ordered_and_filled_up() -> None:

@@ -39,6 +39,21 @@ def test_each_length_is_asked(implicit: bool, tmp_path: Path) -> None:
         assert isinstance(r.value, float)
         assert r.value * 7 == pytest.approx(round(r.value * 7))
     assert all(r.model == "run" and r.step == 3 for r in told)
+    limits = (0.01, 8) if implicit else (None, None)
+    assert {(r.tolerance, r.max_steps) for r in right} == {limits}
+
+
+def test_another_tolerance_is_another_line(tmp_path: Path) -> None:
+    finish(replace(TINY, steps=1), tmp_path / "run")
+    for tolerance in (0.01, 0.5):
+        settings = EvaluationConfig(lengths=(4, 9), batch_size=2, tolerance=tolerance)
+        evaluate_run(tmp_path / "run", settings)
+    records = record.read(tmp_path / "run" / "records.jsonl")
+    for name in ("accuracy", "evaluations_per_token", "residual_by_sweep"):
+        told = select.lines(records, name)
+        assert [line.tolerance for line in told] == [0.01, 0.5]
+        for line, by_length in told.items():
+            assert {r.tolerance for at in by_length.values() for r in at} == {line.tolerance}
 
 
 def test_what_attractors_tell_stands_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

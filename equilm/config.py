@@ -237,8 +237,9 @@ def _read(path: Path) -> Any:
     try:
         return parsers[path.suffix](path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        siblings = [sibling.name for sibling in path.parent.glob("*" + path.suffix)]
-        hint = f"; {suggest(path.name, siblings)}" if siblings else ""
+        near = _closest(path.name, (one.name for one in path.parent.glob("*.*")), cutoff=0.6)
+        near += [str(one) for one in path.parent.glob("*/*.*") if one.name == path.name]
+        hint = f"; did you mean `{near[0]}`?" if near else ""
         raise ConfigError(f"{path}: no such file{hint}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -292,8 +293,7 @@ def _tags(table: Any) -> tuple[str, ...]:
 
 def _closest(name: str, choices: Iterable[str], *, cutoff: float) -> list[str]:
     spellings = {choice.lower(): choice for choice in choices}
-    matches = difflib.get_close_matches(name.lower(), spellings, n=1, cutoff=cutoff)
-    return [spellings[match] for match in matches]
+    return [spellings[one] for one in difflib.get_close_matches(name.lower(), spellings, 1, cutoff)]
 
 
 def _join(path: str, key: object) -> str:

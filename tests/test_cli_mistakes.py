@@ -85,6 +85,19 @@ def test_a_mistake_is_one_line(
     assert os.listdir(tmp_path) == ["tiny.json"]
 
 
+@pytest.mark.parametrize(("there", "told"), [
+    ("pyproject.toml", "no such file$"),
+    ("recipes/nothere.toml", "no such file; did you mean `recipes/nothere.toml`\\?$"),
+])  # fmt: skip
+def test_what_is_no_recipe_is_not_offered_for_one(
+    there: str, told: str, equilm: Equilm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / there).touch()
+    monkeypatch.chdir(tmp_path)
+    is_one_line(equilm("train", "nothere.toml"), f"nothere.toml: {told}")
+
+
 def test_several_mistakes_are_a_line_each(equilm: Equilm, recipe: Path) -> None:
     said = equilm("train", recipe, "--set", "stpes=3", "--set", "optim.rte=1")
     assert re.fullmatch("(equilm: .*unknown key; did you mean `.*`\\?\n){2}", said.err)

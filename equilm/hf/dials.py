@@ -3,10 +3,12 @@
 Read `modeling.py` next.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -15,6 +17,9 @@ from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.solve.iterate import Status
 
 MOST_CAPPED = 0.1  # share of a call's tokens that may end unsolved without a word
+
+# Whose frames lie between a solve and the line of the user's that asked for it.
+BETWEEN = {"accelerate", "contextlib", "equilm", "peft", "torch", "transformers"}
 
 
 @contextmanager
@@ -33,9 +38,9 @@ def dialled(
         return
     if not isinstance(core, Equilibrium):
         raise ValueError(f"{next(iter(dials))}: expected none for an explicit model")
+    for name, value in dials.items():
+        _check(name, value)
     if window is not None:
-        if window < 0:
-            raise ValueError(f"window: expected an integer >= 0, got {window}")
         dials["window"] = window or None
     before = core.solve
     core.solve = replace(before, **dials)
@@ -43,6 +48,13 @@ def dialled(
         yield
     finally:
         core.solve = before
+
+
+def _check(name: str, value: object) -> None:
+    least = 1 if name == "max_steps" else 0
+    kind, said = (Real, "a number") if name == "tolerance" else (Integral, "an integer")
+    if isinstance(value, bool) or not isinstance(value, kind) or not float(value) >= least:
+        raise ValueError(f"{name}: expected {said} >= {least}, got {value!r}")
 
 
 class Watch:
@@ -68,5 +80,13 @@ class Watch:
                 f"{capped:,} of {tokens:,} tokens were not solved in max_steps="
                 f"{core.solve.max_steps} evaluations: their logits may be wrong; raise max_steps, "
                 "or set window=1, one token after the other",
-                stacklevel=3,
+                stacklevel=_level(),
             )
+
+
+def _level() -> int:
+    """The `stacklevel` at which a warning points to the user's own line."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
+        level, frame = level + 1, frame.f_back
+    return level + 1

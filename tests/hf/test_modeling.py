@@ -206,9 +206,20 @@ def test_dials_are_checked(kind: str, dial: str) -> None:
         face(kind)(tokens(), **{dial: -1})
 
 
-def test_a_window_of_none_is_zero() -> None:
-    with pytest.raises(ValueError, match=r"window: expected an integer >= 0, got -3"):
-        face("implicit-mamba2")(tokens(), window=-3)
+@pytest.mark.parametrize(
+    ("dial", "told"),
+    [
+        ({"window": -3}, "window: expected an integer >= 0, got -3"),
+        ({"window": 1.5}, r"window: expected an integer >= 0, got 1\.5"),
+        ({"max_steps": 0}, "max_steps: expected an integer >= 1, got 0"),
+        ({"max_steps": True}, "max_steps: expected an integer >= 1, got True"),
+        ({"tolerance": "a"}, "tolerance: expected a number >= 0, got 'a'"),
+    ],
+    ids=str,
+)
+def test_a_dial_that_is_none_is_one_line(dial: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        face("implicit-mamba2")(tokens(), **dial)
 
 
 def test_rows_of_no_token_are_one_line(kind: str) -> None:
@@ -242,3 +253,4 @@ def test_tokens_that_are_not_solved_are_told_once(kind: str) -> None:
         model(tokens(), max_steps=1)
     (only,) = told
     assert "27 of 27 tokens were not solved in max_steps=1 evaluations" in str(only.message)
+    assert only.filename == __file__

@@ -66,5 +66,7 @@ def reproduce(
         figure = replace(figure, seeds=tuple(dict.fromkeys(seeds)))
     place = out / ("quick" if quick else "full")
     written = make(figure, place, watch=None if trained_only else watch, say=say)
+    if not written:
+        raise ValueError(f"{name}: expected a finished run of it in {place / 'runs'}, got none")
     for path in written:
         say(str(path))

@@ -92,7 +92,7 @@ def reproduce(
         say: Told what is done.
 
     Returns:
-        The files written.
+        The files written; none if nothing was measured.
 
     Raises:
         ConfigError: If a run there was begun with another recipe.
@@ -204,6 +204,8 @@ def _measure(run: Run, seed: int, folder: Path) -> Iterator[Record]:
 
 
 def _write(figure: Figure, folder: Path, records: list[Record]) -> list[Path]:
+    if not records:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "records.jsonl"]
     written[0].unlink(missing_ok=True)

@@ -152,7 +152,11 @@ def test_another_recipe_of_the_same_name_is_refused(tmp_path: Path, watch: Watch
 
 def test_a_seed_told_twice_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seeds in (None, (3,), (3, 1, 3)):
-        command("fig2", quick=True, out=tmp_path, seeds=seeds, trained_only=True)
+        with pytest.raises(
+            ValueError, match=r"fig2: expected a finished run of it in .*, got none"
+        ):
+            command("fig2", quick=True, out=tmp_path, seeds=seeds, trained_only=True)
+    assert not [*tmp_path.iterdir()]
     told = re.findall(r"fig2: (\d+) of (\d+) runs are missing", capsys.readouterr().out)
     ones = int(told[0][0])
     assert told == [(str(n), str(n)) for n in (ones, ones, 2 * ones)]

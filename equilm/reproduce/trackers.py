@@ -3,7 +3,7 @@
 The small ones (`quick`) are the demo's: minutes on two CPU cores. Read `figures.py` next.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from equilm.nn.attention import AttentionConfig
 from equilm.nn.deltanet import DeltaProductConfig
@@ -29,7 +29,7 @@ MAMBA2_FULL = Mamba2Config(head_width=64, state_size=64)
 # A reflection swaps two things: as many a token as a permutation of three, or five, may need. One
 # tap, since with more it learns to look back instead.
 DELTA_PRODUCT_QUICK = DeltaProductConfig(heads=4, steps=2, conv_width=1)
-DELTA_PRODUCT_FULL = DeltaProductConfig(heads=12, steps=4, conv_width=1)
+DELTA_PRODUCT_FULL = DeltaProductConfig(steps=4, conv_width=1)
 LENGTHS_QUICK = (2, 3, 4, 6, 8, 11, 15, 20)
 LENGTHS_FULL = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Measured on S3 and S5: unrolled while sequences are short, then solved in windows.
@@ -45,6 +45,34 @@ PHASES_CARRIED = (
     Phase(length=4, max_steps=16, steps_per_token=1.5, phantom_steps=4),
     Phase(length=16, window=8, max_steps=16, phantom_steps=4, carry=64),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What the tracker of a group takes in full: that of its recipe in recipes/."""
+
+    width: int
+    steps: int
+    batch_size: int
+    rate: float
+    checkpoint_every: int
+
+
+SIZES = {
+    "S5": Size(width=384, steps=3000, batch_size=2048, rate=2e-3, checkpoint_every=500),
+    "A5": Size(width=256, steps=2400, batch_size=1024, rate=3e-3, checkpoint_every=600),
+}
+MAX_TOKENS = 4096  # a step, of the tracker and its rivals
+# Of the rivals in full, the best of three on seed 0 of S5, by tokens right of 64.
+RATES = {
+    "mamba2-1": 2e-3,
+    "mamba2-4": 1e-3,
+    "mamba2-16": 1e-3,
+    "llama": 1e-3,
+    "lstm": 3e-3,
+    "mamba2-signed": 1e-3,
+    "deltaproduct": 3e-3,
+}
 
 
 def recipe(
@@ -69,9 +97,10 @@ def recipe(
         curriculum: The lengths; if left out by accuracy where implicit, else by share of the run,
             since an explicit model may never reach the mark.
         phases: Depth of the solve.
-        steps: Of the optimizer; 320 or 3,600 if left out.
+        steps: Of the optimizer; 320 or 2,400 if left out.
     """
-    mixer, width = mixer or (MAMBA2_QUICK if quick else MAMBA2_FULL), 64 if quick else 384
+    mixer = mixer or (MAMBA2_QUICK if quick else MAMBA2_FULL)
+    width = 64 if quick else size(task).width
     model = ModelConfig(
         width=width,
         num_layers=layers,
@@ -84,8 +113,9 @@ def recipe(
     return Recipe(
         model=model,
         task=task,
-        steps=steps or (320 if quick else 3600),
+        steps=steps or (320 if quick else 2400),
         batch_size=64 if quick else 1024,
+        max_tokens=None if quick else MAX_TOKENS,
         curriculum=curriculum or growing(quick=quick, by_accuracy=implicit),
         phases=phases,
         optim=OptimConfig(
@@ -94,18 +124,26 @@ def recipe(
             weight_decay=0.0,
             schedule=RateSchedule(shape="linear" if quick else "stable", warmup=0.03, cooldown=0.3),
         ),
-        precision="float32",
+        # In float32 many layers take most of the time, for nothing (docs/state-tracking.md).
+        precision="float32" if quick or implicit or layers == 1 else "bf16",
         threads=1 if quick else None,
         log_every=5 if quick else 10,
-        checkpoint_every=100,
+        checkpoint_every=100 if quick else 800,
     )
 
 
+def size(task: TaskConfig) -> Size:
+    """Return what a task takes in full: as S5 where nothing else is known."""
+    named = task.group if isinstance(task, WordProblemConfig) else ""
+    return SIZES.get(named, SIZES["S5"])
+
+
 def tracker(task: TaskConfig, *, quick: bool) -> Recipe:
-    """Return the run of the one implicit tracker; in full it is recipes/s5.toml."""
+    """Return the run of the one implicit tracker; in full recipes/s5.toml or recipes/a5.toml."""
     made = recipe(task, quick=quick, implicit=True)
     if quick:
         return made
+    full = size(task)
     assert isinstance(made.model, ModelConfig)
     model = replace(
         made.model,
@@ -115,19 +153,33 @@ def tracker(task: TaskConfig, *, quick: bool) -> Recipe:
     return replace(
         made,
         model=model,
-        steps=3000,
-        batch_size=2048,
-        max_tokens=4096,
+        steps=full.steps,
+        batch_size=full.batch_size,
         curriculum=AdaptiveLengths(lengths=(2, 3, 4, 6, 8, 16), accuracy=0.95, min_steps=10),
         phases=PHASES_CARRIED,
         optim=replace(
             made.optim,
-            rate=2e-3,
+            rate=full.rate,
             schedule=RateSchedule(shape="stable", warmup=0.02, cooldown=0.5),
         ),
         log_every=20,
-        checkpoint_every=500,
+        checkpoint_every=full.checkpoint_every,
     )
+
+
+def rival(task: TaskConfig, name: str, *, quick: bool) -> Recipe:
+    """Return the run of an explicit model beside the tracker.
+
+    In full it is as wide, takes as many tokens a step, and its rows grow by the tracker's rule, to
+    64 tokens.
+    """
+    full = size(task)
+    layers, mixer = rivals(quick=quick, width=full.width)[name]
+    if quick:
+        return recipe(task, quick=True, layers=layers, mixer=mixer)
+    grows = AdaptiveLengths(lengths=LENGTHS_FULL, accuracy=0.95, min_steps=10)
+    made = recipe(task, quick=False, layers=layers, mixer=mixer, curriculum=grows)
+    return replace(made, optim=replace(made.optim, rate=RATES[name]))
 
 
 def growing(*, quick: bool, by_accuracy: bool) -> Curriculum:
@@ -151,10 +203,16 @@ def group(*, quick: bool) -> WordProblemConfig:
     return WordProblemConfig(group="S3" if quick else "S5")
 
 
-def rivals(*, quick: bool) -> dict[str, tuple[int, MixerConfig]]:
-    """Return the explicit models beside the implicit one: layers and mixer by name."""
+def rivals(*, quick: bool, width: int = 384) -> dict[str, tuple[int, MixerConfig]]:
+    """Return the explicit models beside the implicit one: layers and mixer by name.
+
+    Args:
+        quick: Whether of width 64 and for S3.
+        width: In full, a multiple of 64, which a head of attention has.
+    """
     mamba2 = MAMBA2_QUICK if quick else MAMBA2_FULL
-    heads = 4 if quick else 6
+    heads = 4 if quick else width // 64
+    reflects = DELTA_PRODUCT_QUICK if quick else replace(DELTA_PRODUCT_FULL, heads=width // 32)
     deepest = 4 if quick else 16
     return {
         "mamba2-1": (1, mamba2),
@@ -163,7 +221,7 @@ def rivals(*, quick: bool) -> dict[str, tuple[int, MixerConfig]]:
         "llama": (4, AttentionConfig(heads=heads)),
         "lstm": (1, LSTMConfig()),
         "mamba2-signed": (4, replace(mamba2, eigenvalues="signed")),
-        "deltaproduct": (1, DELTA_PRODUCT_QUICK if quick else DELTA_PRODUCT_FULL),
+        "deltaproduct": (1, reflects),
     }
 
 

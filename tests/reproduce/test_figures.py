@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure as Canvas
 
 from equilm.config import ConfigError, load
-from equilm.nn.model import LanguageModel
+from equilm.nn.model import LanguageModel, ModelConfig
+from equilm.record import Record
+from equilm.report.plot import Plot
 from equilm.reproduce import FIGURES
-from equilm.reproduce.figures import Settings
+from equilm.reproduce.figures import Settings, of_task
 from equilm.reproduce.plan import Figure
-from equilm.reproduce.trackers import tracker
+from equilm.reproduce.trackers import rival, rivals, tracker
 from equilm.tasks import CatbAbIConfig, TextConfig, WordProblemConfig, build_task
 from equilm.train.recipe import Recipe
 
@@ -47,9 +50,37 @@ def test_five_seeds_or_three_or_one() -> None:
     assert set(several.values()) == {5} and set(of_mixers.values()) == {3}
 
 
-def test_the_tracker_in_full_is_the_recipe_that_is_shipped() -> None:
-    shipped = load(Recipe, Path(__file__).parents[2] / "recipes" / "s5.toml")
-    assert tracker(WordProblemConfig(group="S5"), quick=False) == shipped
+@pytest.mark.parametrize("group", ["S5", "A5"])
+def test_the_tracker_in_full_is_the_recipe_that_is_shipped(group: str) -> None:
+    shipped = load(Recipe, Path(__file__).parents[2] / "recipes" / f"{group.lower()}.toml")
+    assert tracker(WordProblemConfig(group=group), quick=False) == shipped
+
+
+@pytest.mark.parametrize("group", ["S5", "A5"])
+def test_rivals_are_as_wide_as_the_tracker_and_see_as_many_tokens(group: str) -> None:
+    task = WordProblemConfig(group=group)
+    ours = tracker(task, quick=False)
+    assert isinstance(ours.model, ModelConfig)
+    for name in rivals(quick=False):
+        made = rival(task, name, quick=False)
+        assert isinstance(made.model, ModelConfig)
+        assert (made.model.width, made.max_tokens) == (ours.model.width, ours.max_tokens)
+        assert made.steps == 2400 and max(made.curriculum.lengths) == 64
+        LanguageModel(made.model_for(build_task(task)))
+
+
+def test_a_drawing_of_one_task_sees_its_records_and_is_named_after_it() -> None:
+    names = ("word_problem S5", "word_problem A5")
+    records = [Record(name="accuracy", value=0.5, unit="share", task=name) for name in names]
+    seen: list[Record] = []
+
+    def draw(given: list[Record]) -> Plot | None:
+        seen.extend(given)
+        return Plot("accuracy", "Accuracy", "How much.", Canvas()) if given else None
+
+    plot = of_task("word_problem S5", draw)(records)
+    assert plot is not None and plot.name == "accuracy-S5" and seen == records[:1]
+    assert of_task("word_problem S3", draw)(records) is None
 
 
 def test_catbabi_needs_its_data() -> None:

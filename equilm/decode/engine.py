@@ -51,7 +51,8 @@ class Engine:
             is the same to the tolerance.
 
     Raises:
-        ValueError: For a number out of range, or a model that is being trained.
+        ValueError: For a number out of range, a model that is being trained, or one that another
+            engine is busy with in another precision.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Engine:
             cache=prefix_cache,
         )
         with torch.no_grad(), self._computing():
+            self.evaluation.check_precision()
             room = {"rows": slots, "capacity": capacity, "check_every": pace.check_every}
             self.slots = Slots(self.evaluation, start=start, **room)
         self.capacity = capacity if grows(self.slots.state) else None

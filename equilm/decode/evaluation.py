@@ -120,14 +120,28 @@ class Evaluation:
         Where recordings hold them, the next block finds them where they were.
 
         Raises:
-            ValueError: If another evaluation holds those of this model, and one of them rounds.
+            ValueError: If another evaluation holds those of this model in another type, or one of
+                them rounds.
         """
+        self.check_precision()
         self._check_alone()
         with prepared(self.model, self._kept if self._keeps else {}):
             self._round()
             if self._head_VD is None:
                 self._head_VD = self._head()
             yield
+
+    @torch.no_grad()
+    def check_precision(self) -> None:
+        """Raise a ValueError if another evaluation holds the weights in another type than here."""
+        # All projections are folded together, and to one type.
+        one = next(part for part in self.model.modules() if isinstance(part, Linear))
+        held, wanted = one.made(), one.fold().dtype
+        if held is not None and held.dtype != wanted:
+            raise ValueError(
+                f"precision: expected {held.dtype} as of the engine busy with this model, "
+                f"got {wanted}"
+            )
 
     @torch.no_grad()
     def _check_alone(self) -> None:

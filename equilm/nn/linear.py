@@ -128,7 +128,20 @@ class Weight(Prepared):
 
     def effective(self) -> Tensor:
         """Return w (out, …), folded if inside `prepared`."""
-        return self._fold() if self._folded is None else self._folded
+        return self.fold() if self._folded is None else self._folded
+
+    def fold(self) -> Tensor:
+        """Return w anew, in the type of autocast where that is on."""
+        if self.weight_norm:
+            weight = self.weight_v * (self.weight_g / _row_norm(self.weight_v))
+        else:
+            weight = self.weight
+        if self.added is not None:
+            weight = weight + self.added()
+        device = weight.device.type
+        if torch.is_autocast_enabled(device):
+            weight = weight.to(torch.get_autocast_dtype(device))
+        return weight
 
     def is_prepared(self) -> bool:
         """A weight folded without a graph is stale once gradients are wanted."""
@@ -138,7 +151,7 @@ class Weight(Prepared):
 
     def prepare(self) -> None:
         """Fold and cast."""
-        weight = self._fold()
+        weight = self.fold()
         # As an alias, because a module would take a parameter for one more of its own.
         self._folded = weight.view_as(weight)
 
@@ -153,18 +166,6 @@ class Weight(Prepared):
     def make_do(self, made: Tensor) -> None:
         """Take it."""
         self._folded = made
-
-    def _fold(self) -> Tensor:
-        if self.weight_norm:
-            weight = self.weight_v * (self.weight_g / _row_norm(self.weight_v))
-        else:
-            weight = self.weight
-        if self.added is not None:
-            weight = weight + self.added()
-        device = weight.device.type
-        if torch.is_autocast_enabled(device):
-            weight = weight.to(torch.get_autocast_dtype(device))
-        return weight
 
 
 class Linear(Weight):

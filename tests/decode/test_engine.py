@@ -13,7 +13,7 @@ from equilm.decode.slots import NEAR
 from equilm.nn.linear import Weight
 from equilm.nn.model import MIXERS, LanguageModel
 from equilm.solve import SOLVERS, Solve
-from tests.decode.plain import Told, ids, plain, ragged, run
+from tests.decode.plain import Told, collect, ids, plain, ragged, run
 from tests.nn.build import equilibrium_model, language_model
 
 # A state that stays small and one that grows; each of the other mixers is tried once.
@@ -203,6 +203,25 @@ def test_bf16_is_near(kind: str, implicit: bool) -> None:
     assert 1e-6 < (got - want).abs().max() < 0.2
     with pytest.raises(ValueError, match="precision: expected 'float32' or 'bf16', got 'fp8'"):
         Engine(model, precision="fp8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "implicit"), KINDS)
+@pytest.mark.parametrize(("first", "second"), [("float32", "bf16"), ("bf16", "float32")])
+def test_two_precisions_at_once_are_refused(
+    kind: str, implicit: bool, first: Any, second: Any
+) -> None:
+    model = (equilibrium_model if implicit else language_model)(kind, num_layers=1).float().eval()
+    (request,) = ragged(1)
+    busy, other = (Engine(model, capacity=40, precision=one) for one in (first, second))
+    number = busy.submit(request)
+    busy.step()
+    waiting = other.submit(request)
+    with pytest.raises(ValueError, match=r"precision: expected torch\..* busy with this model"):
+        other.step()
+    with pytest.raises(ValueError, match=r"precision: expected torch\..* busy with this model"):
+        Engine(model, capacity=40, precision=second)
+    busy.cancel(number)
+    assert collect(other, [waiting]) == run(Engine(model, capacity=40, precision=second), [request])
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

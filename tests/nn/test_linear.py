@@ -66,7 +66,7 @@ def test_weights_are_folded_once_a_forward(
     tokens_BT = torch.zeros(2, 5, dtype=torch.int64)
     with torch.set_grad_enabled(recording):
         for forward in (1, 2):
-            with patch.object(Weight, "_fold", autospec=True, side_effect=Weight._fold) as fold:
+            with patch.object(Weight, "fold", autospec=True, side_effect=Weight.fold) as fold:
                 model(tokens_BT)
             assert fold.call_count == len(weights), f"forward {forward}"
     assert not any(part.is_prepared() for part in weights)

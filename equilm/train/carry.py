@@ -80,16 +80,19 @@ def ended(
 ) -> Carried:
     """Return where rows end; one whose last answer is wrong begins anew next time.
 
-    Its state stands for something else than the task goes on from.
+    Its state stands for something else than the task goes on from; one that is not finite for
+    nothing, though the answer to it may be right by chance.
 
     Args:
         begin: From `begun`.
         state: Of the model after the tokens.
         known_B: From `Task.follow`.
-        right_B: Whether the last answer of each row is right, on the host.
+        right_B: Whether the last answer of each row is right, on the model's device.
         length: Tokens of this step.
     """
-    length_B = (begin.length_B + length).where(right_B, 0)
+    parts = [leaf.isfinite().reshape(len(leaf), -1).all(1) for leaf in tree.leaves(state)]
+    goes_on_B = torch.stack([right_B, *parts]).all(0).cpu()
+    length_B = (begin.length_B + length).where(goes_on_B, 0)
     return Carried(tree.detach(state), known_B, length_B)
 
 

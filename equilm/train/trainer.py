@@ -90,7 +90,7 @@ class Trainer:
             self.saver = sharded.Saver(is_first=self.ranks.is_first)
 
     def run(self) -> Iterator[StepReport]:
-        """Train to the last step or `stop`, and yield what each step was like.
+        """Train to the last step, `until` or `stop`, and yield what each step was like.
 
         Raises:
             Diverged: After ten steps in a row without a finite gradient.
@@ -99,9 +99,9 @@ class Trainer:
         """
         recipe = self.recipe
         with opened(self.folder, self.writer, step=self.position.step) as metrics:
-            while self.position.step < recipe.steps:
+            while not recipe.ends(self.position.step, self.position.place):
                 report = self._take_step()
-                at_end = report.step == recipe.steps
+                at_end = recipe.ends(report.step, self.position.place)
                 if self.ranks.is_first and (report.step % recipe.log_every == 0 or at_end):
                     metrics.write(report.records(self.about))
                 if self.ranks.is_first and at_end:
@@ -172,9 +172,8 @@ class Trainer:
         found = accumulate(
             self.model, self._placed(batch), self.recipe, self.ranks, begin=begin.state
         )
-        right_B = found.right_B.cpu()
         carried = carry.ended(
-            begin, state=found.state, known_B=known_B, right_B=right_B, length=length
+            begin, state=found.state, known_B=known_B, right_B=found.right_B, length=length
         )
         return found, carried
 

@@ -84,6 +84,18 @@ def test_a_row_begins_with_all_it_knew_or_with_nothing() -> None:
     assert again.length_B.tolist() == [0, 0, 0] == again.known_B.tolist()
 
 
+def test_a_row_whose_state_is_not_finite_begins_anew() -> None:
+    model = model_of(RECIPE)
+    begin = carry.begun(model, None, rows=3, length=4, limit=11)
+    state = tree.map_(torch.clone, begin.state)
+    next(tree.leaves(state))[1, 0] = torch.nan
+    right_B, known_B = torch.tensor([True, True, False]), torch.tensor([5, 6, 7])
+    found = carry.ended(begin, state=state, known_B=known_B, right_B=right_B, length=4)
+    assert found.length_B.tolist() == [4, 0, 0]
+    again = carry.begun(model, found, rows=3, length=4, limit=11)
+    assert all(leaf.isfinite().all() for leaf in tree.leaves(again.state))
+
+
 def test_rows_begin_anew_where_the_room_of_their_states_changes() -> None:
     model = model_of(replace(RECIPE, model=replace(EXPLICIT, mixer=AttentionConfig(heads=2))))
     before = carry.begun(model, None, rows=2, length=4, limit=8)

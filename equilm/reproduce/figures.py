@@ -106,18 +106,15 @@ def fig1(settings: Settings) -> Figure:
     quick = settings.quick
     lengths = (4, 8, 16) if quick else (4, 8, 16, 32)
     layers = (1, 2, 4) if quick else (1, 2, 4, 8, 16)
-    steps, task = (200 if quick else None), trackers.group(quick=quick)
+    task = trackers.group(quick=quick)
     runs = []
     for length in lengths:
-        grows = trackers.up_to(length, quick=quick)
         measures = [Part(part="depth", measure=_lengths((length,), window=1))]
         if length == max(lengths):
             beyond = (length // 2, length, 2 * length, 4 * length)
             measures.append(Part(part="beyond", measure=_lengths(beyond, window=1)))
         for depth, implicit in ((1, True), *((depth, False) for depth in layers)):
-            made = trackers.recipe(
-                task, quick=quick, layers=depth, implicit=implicit, curriculum=grows, steps=steps
-            )
+            made = trackers.of_depth(task, length, quick=quick, layers=depth, implicit=implicit)
             name = "implicit-1" if implicit else f"explicit-{depth}"
             run = Run(name=name, group=f"length-{length}", recipe=made, measures=tuple(measures))
             runs.append(replace(run, about={"row": depth}))

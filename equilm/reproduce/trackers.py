@@ -177,9 +177,35 @@ def rival(task: TaskConfig, name: str, *, quick: bool) -> Recipe:
     layers, mixer = rivals(quick=quick, width=full.width)[name]
     if quick:
         return recipe(task, quick=True, layers=layers, mixer=mixer)
-    grows = AdaptiveLengths(lengths=LENGTHS_FULL, accuracy=0.95, min_steps=10)
-    made = recipe(task, quick=False, layers=layers, mixer=mixer, curriculum=grows)
-    return replace(made, optim=replace(made.optim, rate=RATES[name]))
+    made = recipe(task, quick=False, layers=layers, mixer=mixer, curriculum=by_accuracy(64))
+    optim = replace(made.optim, rate=RATES[name])
+    return replace(made, batch_size=full.batch_size, optim=optim)
+
+
+def of_depth(
+    task: TaskConfig, length: int, *, quick: bool, layers: int, implicit: bool = False
+) -> Recipe:
+    """Return a run of a few layers on rows of at most `length` tokens.
+
+    In full they grow by the tracker's rule; those of the implicit one go on beyond 16 as its do.
+    """
+    if quick:
+        grows = up_to(length, quick=True)
+        return recipe(
+            task, quick=True, layers=layers, implicit=implicit, curriculum=grows, steps=200
+        )
+    if not implicit:
+        made = recipe(task, quick=False, layers=layers, curriculum=by_accuracy(length))
+        return replace(made, steps=1000, batch_size=size(task).batch_size)
+    phases = tuple(replace(one, carry=one.carry and length) for one in PHASES_CARRIED)
+    made = replace(tracker(task, quick=False), phases=phases)
+    return replace(made, steps=1000, curriculum=by_accuracy(min(length, 16)))
+
+
+def by_accuracy(length: int) -> Curriculum:
+    """Return the lengths to `length` that a run grows through by the rule of the tracker."""
+    lengths = tuple(one for one in LENGTHS_FULL if one <= length)
+    return AdaptiveLengths(lengths=lengths, accuracy=0.95, min_steps=10)
 
 
 def growing(*, quick: bool, by_accuracy: bool) -> Curriculum:

@@ -20,6 +20,8 @@ def reproduce(
             "fig13",
             "length",
             "regular",
+            "boxes",
+            "shuffled",
             "adaptive",
             "mixers",
             "mamba-ablations",
@@ -40,12 +42,14 @@ def reproduce(
         name: fig1: layers needed against length. fig2: both modes end at one point. fig3: hard
             tokens and sweeps in training. fig4: text longer than in training. fig7: the Jacobian
             of the state map. fig13: CatbAbI. length: how far the state is tracked. regular:
-            regular languages. adaptive: work by hardness and by tolerance.
-            mixers: the table of all mixers. mamba-ablations: S6 with one thing changed.
+            regular languages. boxes: what is in a box. shuffled: who has what after swaps.
+            adaptive: work by hardness and by tolerance. mixers: the table of all mixers.
+            mamba-ablations: S6 with one thing changed.
         quick: Minutes on two CPU cores: smaller tasks and models, one seed; not the figure itself.
         out: Where runs and figures go, below "quick" or "full".
-        data: For fig13 a folder of bAbI v1.2 with qa1_train.txt and so on; for fig4 one that
-            `equilm data prepare` wrote, with documents of 8,193 tokens in its test split.
+        data: For fig13 a folder of bAbI v1.2 with qa1_train.txt and so on; for boxes and shuffled
+            those of their files; for fig4 one that `equilm data prepare` wrote, with documents of
+            8,193 tokens in its test split.
         only: Rows of the table of mixers to make; all if left out.
         seeds: Of every run; the figure's own if left out, which is one, 0, if quick.
         trained_only: Train nothing, and draw what is there.

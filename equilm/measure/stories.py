@@ -5,7 +5,7 @@ A question is right if every word of its answer is. Read `evaluate.py` for tasks
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,15 +64,13 @@ class StoryScores:
             for index in range(min(batches, self.max_batches or batches))
         ]
         whole = Questions(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-        window = self.length if self.window is None else self.window
-        for one in _summary(whole, task, implicit=isinstance(model.core, Equilibrium)):
-            yield replace(
-                one,
-                length=self.length,
-                window=window if isinstance(model.core, Equilibrium) else None,
-                task=task.name,
-                split=self.split,
-            )
+        about: dict[str, Any] = {"length": self.length, "task": task.name, "split": self.split}
+        implicit = isinstance(model.core, Equilibrium)
+        if implicit:
+            window = self.length if self.window is None else self.window
+            about |= {"window": window, "tolerance": self.tolerance, "max_steps": self.max_steps}
+        for one in _summary(whole, task, implicit=implicit):
+            yield replace(one, **about)
 
     def _questions(
         self, model: LanguageModel, task: StoryTask, index: int, rows: int

@@ -18,27 +18,33 @@ from equilm.report.tables import Table, percent
 from equilm.report.tracking import named
 
 
-def accuracy_by_task(records: Iterable[Record]) -> Plot | None:
-    """Bars of the accuracy of each task: a colour a model, the median of the seeds."""
-    found = {model: _median(told) for model, told in named(records, "accuracy_by_task").items()}
+def accuracy_by(records: Iterable[Record], *, label: str = "task") -> Plot | None:
+    """Bars of the accuracy of each label: a colour a model, the median of the seeds.
+
+    Args:
+        records: Of stories.
+        label: What the task tells its stories apart by, as `StoryTask.label` says.
+    """
+    name = f"accuracy_by_{label}"
+    found = {model: _median(told) for model, told in named(records, name).items()}
     if not found:
         return None
     longest = max(each.size for each in found.values())
-    tasks = [k for k in range(longest) if any(_has(each, k) for each in found.values())]
+    labels = [k for k in range(longest) if any(_has(each, k) for each in found.values())]
     width = 0.8 / len(found)
     with style():
         figure, [axes] = plot.canvas(height=2.8)
         for index, (model, each) in enumerate(found.items()):
-            values = [each[k] if _has(each, k) else 0.0 for k in tasks]
-            at = np.arange(len(tasks)) + (index - (len(found) - 1) / 2) * width
+            values = [each[k] if _has(each, k) else 0.0 for k in labels]
+            at = np.arange(len(labels)) + (index - (len(found) - 1) / 2) * width
             axes.bar(at, values, 0.9 * width, color=LINES[index % len(LINES)], label=model)
-        axes.set_xticks(range(len(tasks)), [str(task) for task in tasks])
-        axes.set_xlabel("task")
+        axes.set_xticks(range(len(labels)), [str(one) for one in labels])
+        axes.set_xlabel(label)
         axes.set_title("questions right")
         plot.share_axis(axes)
         figure.legend(loc="outside upper right", ncols=min(4, len(found)), frameon=False)
-    caption = "Questions of each task of the test split, the median of the seeds."
-    return Plot("tasks", "Questions by task", caption, figure)
+    caption = f"Questions of the test split by {label}, the median of the seeds."
+    return Plot("tasks", f"Questions by {label}", caption, figure)
 
 
 def by_story_length(records: Iterable[Record]) -> Plot | None:
@@ -71,11 +77,9 @@ def by_story_length(records: Iterable[Record]) -> Plot | None:
     return Plot("stories", "Questions by length of the story", caption, figure)
 
 
-def questions_table(records: Iterable[Record]) -> Table | None:
-    """Percent of questions right: a row a model, every seed, best and median."""
-    found = named(
-        [r for r in records if r.name == "accuracy" and r.part == "questions"], "accuracy"
-    )
+def questions_table(records: Iterable[Record], *, part: str = "questions") -> Table | None:
+    """Percent of questions of a part right: a row a model, every seed, best and median."""
+    found = named([r for r in records if r.part == part], "accuracy")
     if not found:
         return None
     rows = []
@@ -83,9 +87,8 @@ def questions_table(records: Iterable[Record]) -> Table | None:
         values = [float(np.mean(r.value)) for r in told]
         seeds = ", ".join(percent(value) for value in values)
         rows.append((model, percent(float(np.median(values))), percent(max(values)), seeds))
-    return Table(
-        "Percent of questions right", ("model", "median", "best", "every seed"), tuple(rows)
-    )
+    title = "Percent of questions right" + ("" if part == "questions" else f", {part}")
+    return Table(title, ("model", "median", "best", "every seed"), tuple(rows))
 
 
 def language_table(records: Iterable[Record]) -> Table | None:

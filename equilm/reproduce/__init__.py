@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from equilm.reproduce import ablations, contexts, figures, languages, mixers
+from equilm.reproduce import ablations, contexts, figures, languages, mixers, stories
 from equilm.reproduce.plan import Figure
 
 __all__ = ["FIGURES"]
@@ -13,9 +13,11 @@ FIGURES: dict[str, Callable[[figures.Settings], Figure]] = {
     "fig3": figures.fig3,
     "fig4": contexts.fig4,
     "fig7": figures.fig7,
-    "fig13": languages.fig13,
+    "fig13": stories.fig13,
     "length": figures.length,
     "regular": languages.regular,
+    "boxes": stories.boxes,
+    "shuffled": stories.shuffled,
     "adaptive": figures.adaptive,
     "mixers": mixers.mixers,
     "mamba-ablations": ablations.mamba_ablations,

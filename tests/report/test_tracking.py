@@ -90,7 +90,7 @@ DRAWN: list[tuple[Callable[[Iterable[Record]], Plot | None], list[Record], str]]
     (tracking.effort_by_hardness, EFFORT, "easy tokens"),
     (tracking.tolerance_curves, EFFORT, "tolerance of the solve"),
     (tracking.trajectories, PATHS, "token by token"),
-    (questions.accuracy_by_task, STORIES, "questions right"),
+    (questions.accuracy_by, STORIES, "questions right"),
     (questions.by_story_length, STORIES, "words of the story up to the question"),
 ]
 

@@ -200,7 +200,7 @@ def _run_through(trainer: "Trainer", out: Path) -> None:
     except KeyboardInterrupt:
         complain(f"interrupted; {again}")
         sys.exit(130)
-    if trainer.position.step < num_steps:
+    if not trainer.recipe.ends(trainer.position.step, trainer.position.place):
         complain(f"stopped after step {trainer.position.step}; {again}")
         sys.exit(130)
 

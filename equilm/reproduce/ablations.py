@@ -13,6 +13,7 @@ from equilm.measure.at_lengths import AtLengths
 from equilm.nn.s6 import S6Config
 from equilm.report.mixer_table import ablation_table
 from equilm.reproduce import mixers
+from equilm.reproduce.columns import Column, columns
 from equilm.reproduce.figures import Part, Settings
 from equilm.reproduce.plan import Figure, Run
 from equilm.tasks import TextConfig
@@ -25,19 +26,20 @@ TEXT_LENGTH = 512
 
 def mamba_ablations(settings: Settings) -> Figure:
     """Selective step, B and C in all combinations; start of A; rank of the step; state size."""
-    columns = [column for column in mixers.columns(quick=settings.quick) if column.part in PARTS]
+    chosen = [column for column in columns(quick=settings.quick) if column.part in PARTS]
     if settings.data is not None:
         text = TextConfig(sources=(str(settings.data.resolve()),), boundaries="carry")
         lengths = FixedLengths(lengths=(TEXT_LENGTH,))
-        columns.append(
-            replace(columns[0], part="text", task=text, curriculum=lengths, tests=(TEXT_LENGTH,))
+        column = replace(
+            chosen[0], part="text", task=text, curriculum=lengths, tests=lengths.lengths
         )
+        chosen.append(column if settings.quick else replace(column, steps=8000, max_tokens=2**16))
     return Figure(
         name="mamba-ablations",
         runs=tuple(
             _run(name, mixer, column, quick=settings.quick)
             for name, mixer in configurations(quick=settings.quick).items()
-            for column in columns
+            for column in chosen
         ),
         seeds=mixers.SEEDS[:1] if settings.quick else mixers.SEEDS,
         draw=(),
@@ -67,7 +69,7 @@ def _configurations(*, quick: bool) -> Iterator[tuple[str, S6Config]]:
         yield f"states-{size}", S6Config(state_size=size)
 
 
-def _run(name: str, mixer: S6Config, column: mixers.Column, *, quick: bool) -> Run:
+def _run(name: str, mixer: S6Config, column: Column, *, quick: bool) -> Run:
     tested = AtLengths(lengths=column.tests)
     return Run(
         name=name,

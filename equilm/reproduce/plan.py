@@ -22,7 +22,7 @@ from equilm.record import Record
 from equilm.report.plot import Plot
 from equilm.report.tables import Table
 from equilm.tasks import build_task
-from equilm.train.checkpoint import newest_checkpoint, step_of
+from equilm.train.checkpoint import newest_checkpoint, place_of, step_of
 from equilm.train.recipe import Recipe, use_device
 from equilm.train.trainer import Trainer
 
@@ -149,8 +149,9 @@ def _done(figure: Figure, run: Run, seed: int, folder: Path, watch: Watch | None
 
 def _is_finished(recipe: Recipe, folder: Path) -> bool:
     newest, path = newest_checkpoint(folder), folder / "recipe.json"
-    finished = newest is not None and step_of(newest) == recipe.steps
-    return finished and config.load(Recipe, path) == recipe
+    if newest is None or not recipe.ends(step_of(newest) or 0, place_of(newest)):
+        return False
+    return config.load(Recipe, path) == recipe
 
 
 def _train(recipe: Recipe, folder: Path, watch: Watch) -> None:

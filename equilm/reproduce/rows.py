@@ -37,12 +37,6 @@ def width(*, quick: bool) -> int:
     return 32 if quick else 128
 
 
-def needs_all(mixer: Row) -> bool:
-    """Whether a token looks at every one before it, at the cost of the square of the length."""
-    parts = [layer.mixer for layer in mixer.layers] if isinstance(mixer, HybridConfig) else [mixer]
-    return any(part.kind == "attention" for part in parts)
-
-
 def _sized(kind: str, settings: dict[str, object], *, quick: bool) -> MixerConfig:
     """Return the configuration of a kind with those of the sizes that it has."""
     config_class, _ = MIXERS[kind]

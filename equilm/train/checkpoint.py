@@ -169,6 +169,15 @@ def step_of(folder: Path) -> int | None:
     return int(number) if number.isdecimal() else None
 
 
+def place_of(folder: Path) -> Place:
+    """Return where in the curriculum a checkpoint of a run stands.
+
+    Raises:
+        CheckpointError: If it is none of a run.
+    """
+    return Place(*json.loads(read_extra(folder, TRAINING))["place"])
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """Return the newest whole checkpoint of a run."""
     return next(reversed(complete_checkpoints(run)), None)

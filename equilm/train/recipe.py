@@ -12,7 +12,7 @@ from equilm.nn.model import ModelConfig
 from equilm.nn.presets import preset
 from equilm.tasks import Task, TaskConfig, WordProblemConfig
 from equilm.train.optim import OptimConfig
-from equilm.train.schedule import Curriculum, FixedLengths, Phase
+from equilm.train.schedule import Curriculum, FixedLengths, Phase, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,10 @@ class Recipe:
                 f"state_noise: expected 0 for attention, which begins with nothing, "
                 f"got {self.state_noise}"
             )
+
+    def ends(self, step: int, place: Place) -> bool:
+        """Return whether a run that stands there after `step` steps is at its end."""
+        return step >= self.steps or self.curriculum.is_learnt(place)
 
     def rows(self, length: int, *, processes: int = 1) -> int:
         """Return the sequences of a step at `length`, a multiple of the number of processes."""

@@ -122,11 +122,15 @@ def at_phase(
     return EquilibriumConfig(solve=solve, gradient=gradient)
 
 
+LEARNT_STEPS = 20
+
+
 class Place(NamedTuple):
     """Where a curriculum stands: which length, and for how many steps already."""
 
     level: int = 0
     steps: int = 0
+    learnt: int = 0  # steps at the last length that reached `until`, the last ones in a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +162,10 @@ class FixedLengths:
         level = sum(begins <= share for begins in self.shares) - 1
         return Place(level, place.steps + 1 if level == place.level else 0)
 
+    def is_learnt(self, place: Place) -> bool:
+        """Return that a run goes on to its last step."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLengths:
@@ -169,27 +177,38 @@ class AdaptiveLengths:
         lengths: In tokens, at least one.
         accuracy: The mark, in (0, 1].
         min_steps: Steps at a length before it may be left, ≥ 1.
+        until: An accuracy in (0, 1] that ends the run, once so many steps in a row as LEARNT_STEPS
+            reach it at the last length; `None` takes all steps.
     """
 
     kind: Literal["adaptive"] = "adaptive"
     lengths: tuple[int, ...] = (2, 3, 4, 6, 8, 11, 15, 20)
     accuracy: float = 0.98
     min_steps: int = 30
+    until: float | None = None
 
     def __post_init__(self) -> None:
         _check_lengths(self.lengths)
-        if not 0 < self.accuracy <= 1:
-            raise ValueError(f"accuracy: expected a share in (0, 1], got {self.accuracy}")
+        for name in ("accuracy", "until"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}: expected a share in (0, 1], got {value}")
         if self.min_steps < 1:
             raise ValueError(f"min_steps: expected an integer >= 1, got {self.min_steps}")
 
     def advance(self, place: Place, *, accuracy: float, share: float) -> Place:
         """Return the place for the next step, after one that reached `accuracy`."""
         steps = place.steps + 1
-        last = place.level == len(self.lengths) - 1
-        if last or steps < self.min_steps or not accuracy >= self.accuracy:
+        if place.level == len(self.lengths) - 1:
+            right = self.until is not None and accuracy >= self.until
+            return Place(place.level, steps, place.learnt + 1 if right else 0)
+        if steps < self.min_steps or not accuracy >= self.accuracy:
             return Place(place.level, steps)
         return Place(place.level + 1, 0)
+
+    def is_learnt(self, place: Place) -> bool:
+        """Return whether a run ends here, before its last step."""
+        return place.learnt >= LEARNT_STEPS
 
 
 Curriculum = FixedLengths | AdaptiveLengths

@@ -17,7 +17,9 @@ from equilm.record import Record
 from equilm.report.tables import Table
 from equilm.reproduce.plan import Figure, Run, reproduce
 from equilm.tasks import Task
+from equilm.train import schedule
 from equilm.train.recipe import Recipe
+from equilm.train.schedule import AdaptiveLengths
 from equilm.train.trainer import Trainer
 from tests.train.tiny import TINY
 
@@ -109,6 +111,17 @@ def test_a_changed_measurement_is_measured_again_and_trains_nothing(
     reproduce(figure(name="other"), tmp_path, watch=watch, say=silent)
     reproduce(figure(scale=2), tmp_path, watch=watch, say=silent)
     assert (watch.steps, MEASURED) == (4, [1, 1, 2, 2, 1, 1])
+
+
+def test_a_run_that_learnt_its_task_early_is_not_trained_on(
+    tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "LEARNT_STEPS", 1)
+    learnt = AdaptiveLengths(lengths=(5,), until=1e-3)
+    recipe = replace(SHORT, steps=9, batch_size=16, curriculum=learnt)
+    for scale in (1, 2):
+        reproduce(figure(scale=scale, recipe=recipe), tmp_path, watch=watch, say=silent)
+    assert (watch.steps, MEASURED) == (2, [1, 1, 2, 2])
 
 
 def test_missing_runs_are_counted(tmp_path: Path, watch: Watch) -> None:

@@ -99,7 +99,7 @@ def test_nothing_in_a_checkpoint_needs_unpickling(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, *build(), SOMEWHERE)
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
     training = json.loads((folder / "training.json").read_text())
-    assert training == {"step": 7, "place": [2, 5], "skipped": 1, "seconds": 1.5}
+    assert training == {"step": 7, "place": [2, 5, 0], "skipped": 1, "seconds": 1.5}
 
 
 def test_steps_are_read_from_names() -> None:

@@ -118,6 +118,19 @@ def test_adaptive_lengths_wait_for_the_mark_and_for_their_steps() -> None:
     assert curriculum.advance(Place(0, 5), accuracy=math.nan, share=0.0) == Place(0, 6)
 
 
+def test_a_run_ends_when_the_last_length_is_learnt_for_long_enough() -> None:
+    curriculum = AdaptiveLengths(lengths=(2, 4), accuracy=0.5, min_steps=1, until=0.9)
+    place, learnt = Place(), []
+    for accuracy in (*(1.0,) * 20, 0.89, *(0.9,) * 20):
+        place = curriculum.advance(place, accuracy=accuracy, share=0.0)
+        learnt.append(curriculum.is_learnt(place))
+    # The first step is one of the length before, and a step below the mark begins the count anew.
+    assert learnt == [False] * 40 + [True]
+    endless = replace(curriculum, until=None)
+    assert not endless.is_learnt(endless.advance(Place(1, 99), accuracy=1.0, share=0.0))
+    assert not FixedLengths().is_learnt(Place(0, 99))
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "told"),
     [
@@ -138,6 +151,7 @@ def test_adaptive_lengths_wait_for_the_mark_and_for_their_steps() -> None:
         (FixedLengths, {"lengths": (2, 4), "shares": (0.0, 1.0)}, "shares: .*below 1"),
         (AdaptiveLengths, {"lengths": (2, -1)}, "lengths: "),
         (AdaptiveLengths, {"accuracy": 0.0}, r"accuracy: .*\(0, 1\], got 0.0"),
+        (AdaptiveLengths, {"until": 1.5}, r"until: .*\(0, 1\], got 1.5"),
         (AdaptiveLengths, {"min_steps": 0}, "min_steps: .*got 0"),
     ],
 )

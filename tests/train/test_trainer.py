@@ -17,10 +17,10 @@ from equilm.nn.folder import CheckpointError, complete_checkpoints
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
 from equilm.tasks import build_task
-from equilm.train import trainer
+from equilm.train import schedule, trainer
 from equilm.train.optim import OptimConfig, clip_gradients
 from equilm.train.recipe import Recipe
-from equilm.train.schedule import FixedLengths, RateSchedule
+from equilm.train.schedule import AdaptiveLengths, FixedLengths, RateSchedule
 from equilm.train.trainer import Diverged, Trainer
 from tests.train.tiny import EXPLICIT, TINY, curve, finish, left_behind
 
@@ -231,3 +231,19 @@ def test_a_folder_of_other_things_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a run already"):
         Trainer(TINY, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == "somebody else's\n"
+
+
+def test_a_run_ends_where_its_task_is_learnt_and_stays_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "LEARNT_STEPS", 3)
+    learnt = AdaptiveLengths(lengths=(5,), until=1e-3)
+    recipe = replace(PLAIN, steps=9, batch_size=16, curriculum=learnt)
+    reports = finish(recipe, tmp_path)
+    assert all(report.accuracy > 0 for report in reports)
+    assert [report.step for report in reports] == [1, 2, 3]
+    assert [r.step for r in record.read(tmp_path / "metrics.jsonl") if r.name == "parameters"] == [
+        3
+    ]
+    # A checkpoint is there, which knows that nothing is left to do.
+    assert finish(recipe, tmp_path, resume=True) == []

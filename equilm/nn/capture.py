@@ -17,10 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from equilm import tree
-from equilm.nn.attention import Attention
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.linear import prepared
-from equilm.nn.local import Local
 from equilm.nn.mixer import Mixer, State
 from equilm.solve.gradient import Phantom
 from equilm.solve.iterate import Progress, begin, drive, sweep
@@ -57,7 +55,7 @@ class Capture:
             starts_BT: (B, T) bool, tokens that open a document; as `Mixer.forward`.
         """
         key = self._key_of(x_BTD, state, starts_BT)
-        if key not in self._seen or not self._can_record(x_BTD, state, starts_BT):
+        if key not in self._seen or not self._can_record(x_BTD, state):
             # The first time compiles kernels, which a graph cannot hold.
             self._seen.add(key)
             found: tuple[Tensor, State] = self.core(x_BTD, state, *_behind(starts_BT))
@@ -68,15 +66,12 @@ class Capture:
         recorded: tuple[Tensor, State] = self._run(x_BTD, state, starts_BT)
         return recorded
 
-    def _can_record(self, x_BTD: Tensor, state: State, starts_BT: Tensor | None) -> bool:
+    def _can_record(self, x_BTD: Tensor, state: State) -> bool:
         """An exact gradient and a solve in pieces let the host decide in between."""
         if not torch.is_grad_enabled():
             return False  # there is no backward pass to record
         if any(leaf.requires_grad or not leaf.is_floating_point() for leaf in tree.leaves(state)):
             # A buffer that grows would be copied whole for every call.
-            return False
-        asks = (Attention, Local)  # for the longest document's positions
-        if starts_BT is not None and any(isinstance(part, asks) for part in self.core.modules()):
             return False
         if not isinstance(self.core, Equilibrium):
             return True

@@ -128,8 +128,8 @@ def _angles(
     """[cos | cos | −sin | sin] of the tokens' angles, (B or 1, T, 1, 2P)."""
     tokens, half = x_BTHP.shape[1], x_BTHP.shape[3] // 2
     if position_BT is not None:
-        end = 1 + int(position_BT.max())
-        return _table(_power_of_2(end), half, theta, dtype).to(x_BTHP.device)[position_BT]
+        # Which positions there are is for the device alone to know, so that graphs may hold this.
+        return _of_positions(position_BT[:, :, None], half, theta, dtype)
     end = tokens + (before if isinstance(before, int) else int(before.max()))
     table_S1P = _table(_power_of_2(end), half, theta, dtype)
     if isinstance(before, int):
@@ -142,11 +142,16 @@ def _table(positions: int, half: int, theta: float, dtype: torch.dtype) -> Tenso
     """What `_angles` chooses from, for the first positions; the same for all layers and sweeps."""
     # A table made inside inference mode could not be used outside it.
     with torch.inference_mode(False):
-        position_S1 = torch.arange(positions, device="cpu", dtype=torch.float64)[:, None]
-        exponent_P = torch.arange(half, device="cpu", dtype=torch.float64) / half
-        angle_SP = position_S1 * theta**-exponent_P
-        cos_SP, sin_SP = angle_SP.cos(), angle_SP.sin()
-        return torch.cat([cos_SP, cos_SP, -sin_SP, sin_SP], dim=1)[:, None].to(dtype)
+        position_S1 = torch.arange(positions, device="cpu")[:, None]
+        return _of_positions(position_S1, half, theta, dtype)
+
+
+def _of_positions(position_S1: Tensor, half: int, theta: float, dtype: torch.dtype) -> Tensor:
+    """[cos | cos | −sin | sin] of the angles at positions (..., 1), which become (..., 1, 2P)."""
+    exponent_P = torch.arange(half, device=position_S1.device, dtype=torch.float64) / half
+    angle_S1P = position_S1[..., None] * theta**-exponent_P
+    cos_S1P, sin_S1P = angle_S1P.cos(), angle_S1P.sin()
+    return torch.cat([cos_S1P, cos_S1P, -sin_S1P, sin_S1P], dim=-1).to(dtype)
 
 
 def _power_of_2(number: int) -> int:

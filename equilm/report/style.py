@@ -1,8 +1,8 @@
 """How every figure looks: one table of settings, one set of colours for light and for dark.
 
 The colours are Okabe and Ito's, which the colour-blind can tell apart, a shade darker where text
-is written in them; the last is for a seventh line, and not theirs. In `dark` the page redraws each
-of them; nothing else differs.
+is written in them; the last two are for a seventh and an eighth line, and not theirs. In `dark`
+the page redraws each of them; nothing else differs.
 Read next: `plot.py`.
 """
 
@@ -26,6 +26,7 @@ LIGHT: Mapping[str, str] = {
     "line-4": "#8a6a00",
     "line-5": "#2b8fc7",
     "line-6": "#5b45b0",
+    "line-7": "#6b3a1e",
 }
 DARK: Mapping[str, str] = {
     "paper": "#15181c",
@@ -39,6 +40,7 @@ DARK: Mapping[str, str] = {
     "line-4": "#d9b23c",
     "line-5": "#8fd0f2",
     "line-6": "#b3a2f5",
+    "line-7": "#d2a07c",
 }
 LINES = tuple(colour for name, colour in LIGHT.items() if name.startswith("line-"))
 

@@ -108,6 +108,7 @@ class LanguageModel(nn.Module):
         # How `loss` runs the core: from graphs or eagerly, keeping what its blocks compute or not.
         self.capture: Capture | None = None
         self.recompute = False
+        self.label_smoothing = 0.0  # of the targets of `loss`
         self._reset_token: int | None = None
         if generator is not None:
             initialise(self, generator=generator)
@@ -184,8 +185,9 @@ class LanguageModel(nn.Module):
         starts_BT = None if self._reset_token is None else tokens_BT == self._reset_token
         z_BTD, after = self._run(x_BTD, state, starts_BT)
         head_VD: Tensor = self.embedding if self.head is None else self.head
+        size, share = self.vocab_size, self.label_smoothing
         found = linear_cross_entropy(
-            z_BTD, head_VD, targets_BT, vocab_size=self.vocab_size, ignore=ignore
+            z_BTD, head_VD, targets_BT, vocab_size=size, ignore=ignore, smoothing=share
         )
         if self.has_experts:
             found = found._replace(loss_sum=self._balanced(found, state, after))

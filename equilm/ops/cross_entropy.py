@@ -31,7 +31,13 @@ class CrossEntropy(NamedTuple):
 
 
 def linear_cross_entropy(
-    z_RD: Tensor, head_VD: Tensor, targets_R: Tensor, *, vocab_size: int, ignore: int
+    z_RD: Tensor,
+    head_VD: Tensor,
+    targets_R: Tensor,
+    *,
+    vocab_size: int,
+    ignore: int,
+    smoothing: float = 0.0,
 ) -> CrossEntropy:
     """Σ_r logsumexp(W z_r) − (W z_r)[target_r] over the rows asked.
 
@@ -45,6 +51,8 @@ def linear_cross_entropy(
         targets_R: (...) int64 in [0, V), or `ignore`.
         vocab_size: V.
         ignore: The target of a row that is not asked.
+        smoothing: Share of each target that is spread over the vocabulary, in [0, 1): the gradient
+            is that of the smoothed targets, the sum that of the plain ones.
 
     Returns:
         The sum, the number, and each row: right if its target is the first of the largest logits.
@@ -68,6 +76,9 @@ def linear_cross_entropy(
         loss_sum, right_R = LinearCrossEntropy.apply(z_RD, head_VD, targets_R, vocab_size, ignore)
     else:
         loss_sum, right_R, _, _ = _walk(z_RD, head_VD, targets_R, vocab_size, ignore)
+    if smoothing:
+        extra = smoothing * _margin(z_RD, head_VD[:vocab_size], targets_R, ignore)
+        loss_sum = loss_sum + (extra - extra.detach())
     return CrossEntropy(loss_sum, num_targets, right_R.view(shape))
 
 
@@ -181,6 +192,17 @@ def _at_once(
     losses_R = F.cross_entropy(logits_RV, targets_R, ignore_index=ignore, reduction="none")
     right_R = (logits_RV.argmax(-1) == targets_R) & (targets_R != ignore)
     return losses_R.sum(), right_R
+
+
+def _margin(z_RD: Tensor, head_VD: Tensor, targets_R: Tensor, ignore: int) -> Tensor:
+    """Σ over the rows asked of the target's logit less the mean of all logits.
+
+    As many times this more than the plain loss is that of targets of which so much is spread.
+    """
+    asked_R = targets_R != ignore
+    head_VD = head_VD.to(_widened(head_VD.dtype))
+    ahead_RD = F.embedding(targets_R.where(asked_R, 0), head_VD) - head_VD.mean(0)
+    return (z_RD * ahead_RD * asked_R[:, None]).sum()
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -33,6 +33,8 @@ class Recipe:
         gradient_length: Tokens that a gradient goes back over. Longer sequences are cut into
             windows of so many, each begun where the one before it ended; `None` cuts none.
         state_noise: Standard deviation of the recurrent state before the first token, ≥ 0.
+        label_smoothing: Share of each target that training spreads over the vocabulary, in [0, 1).
+            The loss that is reported is that of the targets themselves.
         phases: Depth of the solve during the run; none keeps the model's own. An explicit model
             has no solve, so that two recipes may differ in the model alone.
         optim: Optimizer and rate.
@@ -68,6 +70,7 @@ class Recipe:
     curriculum: Curriculum = field(default_factory=FixedLengths)
     gradient_length: int | None = None
     state_noise: float = 0.0
+    label_smoothing: float = 0.0
     phases: tuple[Phase, ...] = (
         Phase(max_steps=0, phantom_steps=4),
         Phase(share=4005 / 16_384, max_steps=32, phantom_steps=4),
@@ -97,6 +100,10 @@ class Recipe:
             model = preset(self.model) if isinstance(self.model, str) else self.model
         except ValueError as error:
             raise ValueError(f"model: {error}") from None
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing: expected a share in [0, 1), got {self.label_smoothing}"
+            )
         if not self.state_noise >= 0:
             raise ValueError(f"state_noise: expected a number >= 0, got {self.state_noise}")
         if self.state_noise and model.mixer.kind == "attention":

@@ -71,6 +71,7 @@ class Trainer:
         self.model = LanguageModel(recipe.model_for(self.task), generator=generator)
         self.model.to(self.device).train()
         self.model.recompute = recipe.recompute
+        self.model.label_smoothing = recipe.label_smoothing
         self.model.reset_at(self.task.reset_token)
         parallel.spread(self.model, self.ranks, recipe.shard)
         # Parameters that are gathered anew do not lie where a graph would read them.

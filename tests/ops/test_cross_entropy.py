@@ -67,6 +67,32 @@ def test_by_chunks_it_is_the_plain_loss(rows: int, dtype: torch.dtype) -> None:
             assert got.equal(expected) and got.any()
 
 
+@pytest.mark.parametrize("chunks", [False, True])
+def test_smoothed_targets_change_the_gradient_and_not_the_loss(
+    chunks: bool, request: pytest.FixtureRequest
+) -> None:
+    if chunks:
+        request.getfixturevalue("short_chunks")
+    z_RD, head_VD, targets_R = problem(13)
+    found = linear_cross_entropy(
+        z_RD, head_VD, targets_R, vocab_size=VOCAB, ignore=IGNORE, smoothing=0.3
+    )
+    wanted = F.cross_entropy(
+        z_RD @ head_VD[:VOCAB].T,
+        targets_R,
+        ignore_index=IGNORE,
+        reduction="sum",
+        label_smoothing=0.3,
+    )
+    assert_close("loss", found.loss_sum, plain(z_RD, head_VD, targets_R).loss_sum)
+    for got, expected in zip(
+        torch.autograd.grad(found.loss_sum, (z_RD, head_VD)),
+        torch.autograd.grad(wanted, (z_RD, head_VD)),
+        strict=True,
+    ):
+        assert_close("gradient", got, expected)
+
+
 def test_what_fits_at_once_is_left_to_autograd() -> None:
     """Bit for bit, since recipes were tuned on it; and alike without a gradient."""
     z_RD, head_VD, targets_R = problem(13, torch.float32)

@@ -104,6 +104,7 @@ def test_windows_on_two_processes_are_those_of_one(name: str, tmp_path: Path) ->
     [
         ({"gradient_length": 0}, "gradient_length: expected an integer >= 1, got 0"),
         ({"rows_at_once": 0}, "rows_at_once: expected an integer >= 1, got 0"),
+        ({"label_smoothing": 1.0}, r"label_smoothing: expected a share in \[0, 1\), got 1.0"),
         ({"state_noise": -1.0}, "state_noise: expected a number >= 0, got -1.0"),
         (
             {"state_noise": 0.1, "model": "llama-130m"},

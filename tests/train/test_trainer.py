@@ -36,7 +36,8 @@ def never_finite(model: nn.Module, max_norm: float) -> torch.Tensor:
     return torch.tensor(math.nan)
 
 
-def test_the_first_step_is_what_its_report_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spread", [0.0, 0.2])
+def test_the_first_step_is_what_its_report_says(spread: float, tmp_path: Path) -> None:
     config = replace(EXPLICIT, vocab_size=6)
     model = LanguageModel(config, generator=torch.Generator().manual_seed(PLAIN.seed))
     tokens_BT, targets_BT = build_task(PLAIN.task).batch(
@@ -49,9 +50,10 @@ def test_the_first_step_is_what_its_report_says(tmp_path: Path) -> None:
         for token in range(5)
     ]
     loss = torch.stack(losses).mean()
-    loss.backward()
+    uniform = -logits_BTV.log_softmax(-1).mean()
+    (loss + spread * (uniform - loss)).backward()
     squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]
-    report = next(Trainer(PLAIN, tmp_path).run())
+    report = next(Trainer(replace(PLAIN, label_smoothing=spread), tmp_path).run())
     assert report.loss == pytest.approx(loss.item(), rel=1e-5)
     assert report.grad_norm == pytest.approx(math.sqrt(sum(squares)), rel=1e-5)
     right = (logits_BTV.argmax(-1) == targets_BT).sum().item()

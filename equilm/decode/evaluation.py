@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from equilm.decode.snapshots import grows
 from equilm.decode.windows import Windows
-from equilm.nn.attention import AttentionConfig
 from equilm.nn.equilibrium import Equilibrium
 from equilm.nn.linear import Linear, Prepared, VariationalDropout, prepared
-from equilm.nn.mamba2 import Mamba2, Mamba2Config
+from equilm.nn.mamba2 import Mamba2
 from equilm.nn.mixer import State
 from equilm.nn.model import LanguageModel, head_product, whole_tiles
 from equilm.ops.fp8 import Scaled, by_rows, widened
@@ -70,32 +70,26 @@ class Evaluation:
         self._head_VD: Tensor | None = None
         self._kept: dict[Prepared, Tensor] = {}
         self._known: list[tuple[float, ...]] = []
+        self.body = self.equilibrium.body if self.equilibrium else model.core
         # A buffer that grows would be copied whole for every window.
-        grows = isinstance(model.config.mixer, AttentionConfig)
-        body = self.equilibrium.body if self.equilibrium else model.core
-        self._windows = Windows(body, records=self.can_be_recorded and not grows)
+        whole = grows(model.init_state(1, 1))
+        self._windows = Windows(self.body, records=self.can_be_recorded and not whole)
 
     @property
     def can_be_recorded(self) -> bool:
-        """Whether a token's evaluation asks the device nothing, by what is known of its parts."""
+        """Whether graphs may hold a token's evaluation."""
         like = self.model.embedding
         return (
             like.is_cuda
             and like.dtype == torch.float32
             and isinstance(self.solve.solver, Picard)
-            and self._has_kernels(self.model.config.mixer)
+            and self.body.recordable
         )
 
     @property
     def _keeps(self) -> bool:
         """Whether what was made of the weights outlives the block that made it."""
         return self.can_be_recorded or bool(self._narrow)
-
-    @staticmethod
-    def _has_kernels(mixer: object) -> bool:
-        if isinstance(mixer, Mamba2Config):
-            return mixer.eigenvalues == "positive"
-        return isinstance(mixer, AttentionConfig)
 
     @torch.no_grad()
     def refresh(self) -> bool:
@@ -179,27 +173,26 @@ class Evaluation:
     def __call__(self, z_BTD: Tensor, u_BTE: Tensor, state: State) -> tuple[Tensor, State]:
         """Evaluate F; the state given stays what it is, but for scratch slots."""
         if self.equilibrium is None:
-            return self.model.core(u_BTE, state)
-        return self.equilibrium.body(z_BTD, state, u_BTE)
+            return self.body(u_BTE, state)
+        return self.body(z_BTD, state, u_BTE)
 
     def peek(self, z_BTD: Tensor, u_BTE: Tensor, state: State) -> Tensor:
         """Evaluate F, and leave the next state unwritten where there are kernels for it."""
         if self.equilibrium is None:
             return self(z_BTD, u_BTE, state)[0]
-        return self.equilibrium.body.peek(z_BTD, state, u_BTE)
+        return self.body.peek(z_BTD, state, u_BTE)
 
     @property
     def can_leave_rows(self) -> bool:
         """Whether it takes less to have the next state of some rows only."""
-        mamba2 = isinstance(self.model.config.mixer, Mamba2Config)
-        return self.can_be_recorded and mamba2 and self.equilibrium is not None
+        return self.can_be_recorded and self.body.spares_states and self.equilibrium is not None
 
     def some(
         self, z_B1D: Tensor, u_B1E: Tensor, state: State, wanted_B: Tensor
     ) -> tuple[Tensor, State]:
         """Evaluate F; the next state may be anything in rows that are not wanted."""
         assert self.equilibrium is not None, "an explicit model wants all"
-        return self.equilibrium.body.advance_some(z_B1D, state, u_B1E, wanted_B)
+        return self.body.advance_some(z_B1D, state, u_B1E, wanted_B)
 
     def zeros(self, rows: int) -> Tensor:
         """Return the point z_B1D that a solve starts from."""
@@ -225,7 +218,7 @@ class Evaluation:
         """
         u_BTE = self.inject(tokens_BT)
         if self.equilibrium is None:
-            y_BTD, state = self.model.core(u_BTE, state, None, valid_B)
+            y_BTD, state = self.body(u_BTE, state, None, valid_B)
             zeros_BT = torch.zeros_like(tokens_BT, dtype=torch.int32)
             return Prefilled(y_BTD, zeros_BT + 1, zeros_BT.to(torch.int8), state, 1)
         found = slide(

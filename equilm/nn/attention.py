@@ -48,6 +48,8 @@ class Attention(Heads):
     Source: Llama as in `transformers`; injection as in arXiv 2502.07827 (before the rotation).
     """
 
+    recordable = True
+
     def __init__(
         self,
         config: AttentionConfig,

@@ -112,6 +112,8 @@ class Stack(Mixer):
         self.widths = [widths[part] for part in sorted(widths)]
         self.inject_width = sum(self.widths)
         self.takes_starts = all(block.mixer.takes_starts for block in blocks)
+        self.recordable = all(block.mixer.recordable for block in blocks)
+        self.spares_states = all(block.mixer.spares_states for block in blocks)
         # Assigned from outside, for one forward, by whoever wants blocks called another way.
         self.call: Callable[..., tuple[Tensor, Tensor, State]] = _plainly
 

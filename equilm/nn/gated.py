@@ -26,6 +26,7 @@ class Gated(Mixer):
         self.gate = nn.Parameter(torch.empty(width))
         self.inject_width = stack.inject_width + width
         self.takes_starts = stack.takes_starts
+        self.recordable, self.spares_states = stack.recordable, stack.spares_states
 
     def initialise_own(self, generator: torch.Generator) -> None:
         """γ = 0: whatever the stack is, z first has no part in it."""

@@ -102,6 +102,8 @@ class Mamba2(Mixer):
         self.norm = GatedRMSNorm(self.inner, eps=config.norm_eps)
         self.out_proj = Linear(self.inner, width, weight_norm=weight_norm, after_norm=True)
         self.dropout = VariationalDropout(dropout)
+        # The kernels of `token` know no other.
+        self.recordable = self.spares_states = config.eigenvalues == "positive"
 
     def initialise_own(self, generator: torch.Generator) -> None:
         """dt_bias = softplus⁻¹(dt), dt log-uniform in [1e-3, 1e-1]; A_log = log U(1, 16); D = 1."""

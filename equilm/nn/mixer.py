@@ -39,6 +39,8 @@ class Mixer(nn.Module, ABC):
     inject_width: int  # E, the width of what is added inside the input projections
     takes_scaled = False  # whether x may come in 8 bits (`equilm/ops/fp8.py`)
     takes_starts = False  # whether a row may hold several documents
+    recordable = False  # whether graphs may hold a token's evaluation: it asks a GPU nothing
+    spares_states = False  # whether `peek` and `advance_some` write less than `forward` there
 
     @abstractmethod
     def init_state(self, batch: int, capacity: int) -> State:

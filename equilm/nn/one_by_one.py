@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from equilm import tree
-from equilm.nn.block import Stack
 from equilm.nn.graph import Recorder
-from equilm.nn.mamba2 import Mamba2
 from equilm.nn.mixer import Mixer, State
 from equilm.solve.iterate import Progress, Solution, Solve, Status, begin, sweep
 from equilm.solve.picard import Picard
@@ -29,9 +27,8 @@ def is_recordable(body: Mixer, solve: Solve, u_BTE: Tensor) -> bool:
     if torch.is_autocast_enabled("cuda"):
         # Its cache of cast weights would outlive the graph that fills it.
         return False
-    mixers = [block.mixer for block in body.blocks] if isinstance(body, Stack) else [None]
-    plain = all(isinstance(one, Mamba2) and one.config.eigenvalues == "positive" for one in mixers)
-    return plain and isinstance(solve.solver, Picard)
+    # Where no kernel spares it, every sweep would write the state.
+    return body.recordable and body.spares_states and isinstance(solve.solver, Picard)
 
 
 class Walk:

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,12 +17,15 @@ from equilm.decode.evaluation import Evaluation
 from equilm.decode.request import Request, Sampling
 from equilm.nn import graph
 from equilm.nn.block import Stack
+from equilm.nn.gated import Gated
 from equilm.nn.linear import Weight, constants
 from equilm.nn.model import LanguageModel
 from tests.decode.plain import ids, plain, ragged, run
-from tests.nn.build import equilibrium_model, language_model
+from tests.nn.build import SMALL, equilibrium_model, language_model
+from tests.nn.patterns import PATTERNS, hybrid_model, implicit_hybrid
 
 KINDS = [(kind, implicit) for kind in ("mamba2", "attention") for implicit in (True, False)]
+KINDS += [("zamba", True)]
 
 
 def imitation(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -53,6 +57,8 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def build(kind: str, implicit: bool) -> Any:
+    if kind in PATTERNS:
+        return (implicit_hybrid if implicit else hybrid_model)(kind).eval()
     return (equilibrium_model if implicit else language_model)(kind, num_layers=1).eval()
 
 
@@ -71,6 +77,28 @@ def test_replaying_is_the_plain_loop(
     # Few numbers of rows, so few recordings for hundreds of calls.
     assert 3 <= len(recordings) <= 30
     assert engine.counts.sweeps > 2 * len(recordings) or not implicit
+
+
+@pytest.mark.parametrize(
+    ("kind", "declared"),
+    [
+        ("mamba2", (True, True)),
+        ("mamba2 signed", (False, False)),
+        ("attention", (True, False)),
+        ("gru", (False, False)),
+        ("zamba", (True, False)),
+        ("griffin", (False, False)),
+    ],
+)
+def test_a_stack_may_be_recorded_if_all_its_mixers_may(
+    kind: str, declared: tuple[bool, bool]
+) -> None:
+    name, _, eigenvalues = kind.partition(" ")
+    mixer = replace(SMALL[name], eigenvalues=eigenvalues) if eigenvalues else SMALL.get(name)
+    model = hybrid_model(name) if mixer is None else language_model(name, mixer=mixer)
+    core = model.core
+    for body in (core, Gated(core, 8)):
+        assert (body.recordable, body.spares_states) == declared
 
 
 @pytest.mark.parametrize("start", ["zero", "previous"])

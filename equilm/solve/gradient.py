@@ -25,26 +25,59 @@ class Phantom:
     Memory grows with `steps` and with nothing else. With `Solve(max_steps=0)` this is the plain
     unrolled network of that depth.
 
+    Args:
+        steps: Evaluations, ≥ 1.
+        damping: In (0, 1].
+        residual_weight: Of what z adds to the loss, by its gradient alone: the sum over unknowns of
+            ‖F(z) − z‖² / ‖F(z)‖² where the last step is taken, ≥ 0. It costs no evaluation.
+
     Source: Geng et al. 2021, arXiv 2111.05177; λ = 0.8 and (24+4) as in arXiv 2502.07827.
     """
 
     kind: Literal["phantom"] = "phantom"
     steps: int = 4
     damping: float = 0.8
+    residual_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: expected an integer >= 1, got {self.steps}")
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping: expected a number in (0, 1], got {self.damping}")
+        if not self.residual_weight >= 0:
+            raise ValueError(f"residual_weight: expected a number >= 0, got {self.residual_weight}")
 
     def attach(self, transition: Transition, z: Tensor) -> tuple[Tensor, Any]:
         """Return z after the steps, with their graph, and what the last evaluation yielded."""
         z, aux = z.detach(), None
+        before, fz = z, z
         for _ in range(self.steps):
+            before = z
             fz, aux = transition(z)
             z = torch.lerp(z, fz.to(z.dtype), self.damping)
+        if self.residual_weight and z.requires_grad:
+            z = _Charged.apply(z, self.residual_weight * _squared_residual(fz, before).sum())
         return z, aux
+
+
+class _Charged(torch.autograd.Function):
+    """A value as it is, beside whose gradient a scalar is added to the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, charge: Tensor) -> Tensor:
+        ctx.save_for_backward(charge)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        (charge,) = ctx.saved_tensors
+        return cotangent, torch.ones_like(charge)
+
+
+def _squared_residual(fz: Tensor, z: Tensor) -> Tensor:
+    fz = fz.to(torch.promote_types(fz.dtype, torch.float32))
+    bottom = fz.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    return (fz - z).square().sum(-1) / bottom
 
 
 def _adjoint() -> Solve:

@@ -64,6 +64,8 @@ class Phase:
         steps_per_token: Caps the sweeps at this × (tokens solved at once) + 2, since information
             travels less than one token a sweep, > 0; `None` does not.
         phantom_steps: Differentiable steps after them; read by `Phantom` alone.
+        residual_weight: In the loss, of the mean over tokens of ‖F(z) − z‖² / ‖F(z)‖² where the
+            last of those steps is taken, so that fewer suffice, ≥ 0. The loss told is without it.
         window: Tokens solved at once, with gradients passed on through the state between windows;
             `None` solves the whole sequence at once.
         precision: Of the sweeps without gradient, as in `Solve`; `None` keeps the model's own.
@@ -78,6 +80,7 @@ class Phase:
     max_steps: int = 24
     steps_per_token: float | None = None
     phantom_steps: int = 4
+    residual_weight: float = 0.0
     window: int | None = None
     precision: Literal["full", "fp8"] | None = None
     carry: int | None = None
@@ -91,6 +94,8 @@ class Phase:
             raise ValueError(f"steps_per_token: expected a number > 0, got {self.steps_per_token}")
         if self.phantom_steps < 1:
             raise ValueError(f"phantom_steps: expected an integer >= 1, got {self.phantom_steps}")
+        if not self.residual_weight >= 0:
+            raise ValueError(f"residual_weight: expected a number >= 0, got {self.residual_weight}")
         for name in ("window", "carry"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -104,9 +109,22 @@ def phase_at(phases: tuple[Phase, ...], *, share: float, length: int) -> Phase |
 
 
 def at_phase(
-    config: EquilibriumConfig, phases: tuple[Phase, ...], *, share: float, length: int
+    config: EquilibriumConfig,
+    phases: tuple[Phase, ...],
+    *,
+    share: float,
+    length: int,
+    tokens: int = 1,
 ) -> EquilibriumConfig:
-    """Return `config` with the depth of the last phase that has begun; unchanged if none has."""
+    """Return `config` with the depth of the last phase that has begun; unchanged if none has.
+
+    Args:
+        config: The model's own.
+        phases: Of the run.
+        share: Of the run that is done.
+        length: Of the sequences, in tokens.
+        tokens: Of the step, over which a residual's weight is spread.
+    """
     phase = phase_at(phases, share=share, length=length)
     if phase is None:
         return config
@@ -116,7 +134,8 @@ def at_phase(
         max_steps = min(max_steps, int(phase.steps_per_token * at_once + 2))
     gradient = config.gradient
     if isinstance(gradient, Phantom):
-        gradient = replace(gradient, steps=phase.phantom_steps)
+        weight = phase.residual_weight / tokens
+        gradient = replace(gradient, steps=phase.phantom_steps, residual_weight=weight)
     precision = phase.precision or config.solve.precision
     solve = replace(config.solve, max_steps=max_steps, window=phase.window, precision=precision)
     return EquilibriumConfig(solve=solve, gradient=gradient)

@@ -205,12 +205,14 @@ class Trainer:
         """Set the depth of the solve for this step."""
         recipe, core = self.recipe, self.model.core
         if isinstance(core, Equilibrium) and self.model.config.equilibrium is not None:
+            rows = recipe.rows(length, processes=self.ranks.size)
             # From the model's own settings each time, so that no step depends on the one before.
             depth = at_phase(
                 self.model.config.equilibrium,
                 recipe.phases,
                 share=self.position.step / recipe.steps,
                 length=length,
+                tokens=rows * length // parallel.loss_factor(self.model, self.ranks),
             )
             core.solve, core.gradient = depth.solve, depth.gradient
 

@@ -73,6 +73,33 @@ def test_one_undamped_phantom_step_is_one_evaluation() -> None:
     torch.testing.assert_close(gradient, z.T @ torch.ones(2, SIZE))
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_residual_adds_its_gradient_and_nothing_to_the_value(steps: int) -> None:
+    plain, charging = Phantom(steps=steps), Phantom(steps=steps, residual_weight=0.3)
+    x, cotangent = torch.randn(2, 3, SIZE), torch.randn(2, 3, SIZE)
+    z, weight = torch.randn(2, 3, SIZE), contraction().float()
+
+    def f(leaf: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(z @ leaf.T + x)
+
+    def loss_of(gradient: Phantom, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        value, _ = gradient.attach(lambda z: (f(leaf, z), None), z)
+        return value, (value * cotangent).sum()
+
+    leaf = weight.clone().requires_grad_()
+    value, loss = loss_of(plain, leaf)
+    at = z if steps == 1 else Phantom(steps=steps - 1).attach(lambda z: (f(leaf, z), None), z)[0]
+    fz = f(leaf, at)
+    shares = (torch.linalg.vector_norm(fz - at, dim=-1) / torch.linalg.vector_norm(fz, dim=-1)) ** 2
+    (expected,) = torch.autograd.grad(loss + 0.3 * shares.sum(), leaf)
+    told, loss = loss_of(charging, leaf)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert torch.equal(told, value)
+    torch.testing.assert_close(gradient, expected)
+    with torch.no_grad():
+        assert torch.equal(loss_of(charging, weight)[0], value)
+
+
 @pytest.mark.parametrize("gradient", [Phantom(steps=2), EXACT])
 def test_nothing_flows_into_the_starting_point(gradient: Phantom | Implicit) -> None:
     z, x = torch.randn(2, SIZE, requires_grad=True), torch.randn(2, SIZE, requires_grad=True)

@@ -37,7 +37,14 @@ TINY = Recipe(
     phases=(
         Phase(max_steps=0, phantom_steps=2),
         Phase(length=3, max_steps=4, phantom_steps=2),
-        Phase(share=0.7, max_steps=4, steps_per_token=0.5, phantom_steps=1, window=2),
+        Phase(
+            share=0.7,
+            max_steps=4,
+            steps_per_token=0.5,
+            phantom_steps=1,
+            residual_weight=0.5,
+            window=2,
+        ),
     ),
     optim=OptimConfig(rate=1e-2),
     threads=1,

@@ -54,7 +54,8 @@ def mixers_table(records: Iterable[Record]) -> Table | None:
     columns = [column for column in columns if column[1]]
     rows = tuple((name, *(_both(cells, name) for _, cells in columns)) for name in names)
     header = ("mixer", *(header for header, _ in columns))
-    return Table("Every mixer, explicit / implicit", header, rows, _WORDS)
+    title = f"Every mixer, explicit / implicit, {_seeds(records)}"
+    return Table(title, header, rows, _WORDS)
 
 
 def ablation_table(records: Iterable[Record]) -> Table | None:
@@ -78,6 +79,19 @@ def ablation_table(records: Iterable[Record]) -> Table | None:
     rows = tuple((name, *(told.get(name, MISSING) for _, told in columns)) for name in names)
     header = ("setting", *(header for header, _ in columns))
     return Table("Mamba with one thing changed", header, rows)
+
+
+def _seeds(records: Sequence[Record]) -> str:
+    """How many seeds a cell has, the fewest and the most."""
+    found: dict[tuple[str, str], set[int | None]] = {}
+    for r in records:
+        if r.name != "failed":
+            found.setdefault((r.model, r.part), set()).add(r.seed)
+    counts = {len(seeds) for seeds in found.values()} or {1}
+    few, many = min(counts), max(counts)
+    if many == 1:
+        return "one seed"
+    return f"medians of {many} seeds" if few == many else f"medians of {few} to {many} seeds"
 
 
 def _task_column(records: Sequence[Record], part: str, title: str, name: str) -> tuple[str, _Cells]:

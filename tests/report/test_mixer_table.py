@@ -10,7 +10,7 @@ def accuracy(model: str, part: str, value: float, **about: object) -> Record:
 
 RECORDS = [
     *(accuracy("s6", "recall", value, seed=seed) for seed, value in enumerate((0.2, 0.9, 0.5))),
-    accuracy("s6", "recall", 1.0, length=24),
+    accuracy("s6", "recall", 1.0, length=24, seed=0),
     accuracy("s6-implicit", "tracking", 1.0),
     accuracy("gru", "tracking", 0.25),
     accuracy("gru-implicit", "tracking", 0.5, length=12),
@@ -22,11 +22,17 @@ RECORDS = [
 def test_explicit_and_implicit_side_by_side() -> None:
     table = mixers_table(RECORDS)
     assert table is not None
+    assert table.title == "Every mixer, explicit / implicit, medians of 1 to 3 seeds"
     assert table.header == ("mixer", "S3 48", "MQAR 48", "state after 64 tokens, bytes")
     assert table.rows == (
         ("s6", "— / 100.0%", "50.0% / —", "4,096 / —"),
         ("gru", "25.0% / 50.0% at 12", "Oh / —", "— / —"),
     )
+
+
+def test_the_title_tells_how_many_seeds_there_are() -> None:
+    told = [table.title for few in (RECORDS[:1], RECORDS[:3]) if (table := mixers_table(few))]
+    assert [title.rpartition(", ")[2] for title in told] == ["one seed", "medians of 3 seeds"]
 
 
 def test_no_records_no_table() -> None:

@@ -30,6 +30,11 @@ def test_importing_is_silent_and_loads_nothing_heavy() -> None:
     assert not HEAVY & added
 
 
+def test_a_file_has_three_hundred_lines_at_most() -> None:
+    lengths = {path: path.read_text().count("\n") for path in (ROOT / "equilm").rglob("*.py")}
+    assert lengths and [f"{path}: {n}" for path, n in lengths.items() if n > 300] == []
+
+
 def test_the_version_is_said_the_same_twice() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert equilm.__version__ == project["version"]

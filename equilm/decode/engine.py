@@ -80,14 +80,8 @@ class Engine:
         implicit = self.evaluation.equilibrium is not None
         asked = {"window": window, "chunk": chunk, "check_every": check_every}
         pace = pace_of(model.embedding.device, implicit=implicit, **asked)
-        self.prompts = Prompts(
-            self.evaluation,
-            capacity=capacity,
-            window=pace.window,
-            chunk=pace.chunk,
-            short=short,
-            cache=prefix_cache,
-        )
+        taken = {"window": pace.window, "chunk": pace.chunk, "short": short, "cache": prefix_cache}
+        self.prompts = Prompts(self.evaluation, capacity=capacity, **taken)
         with torch.no_grad(), self._computing():
             self.evaluation.check_precision()
             room = {"rows": slots, "capacity": capacity, "check_every": pace.check_every}

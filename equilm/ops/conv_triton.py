@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from equilm.ops import conv_kernels as kernels
+from equilm.ops import conv_backward_kernels, conv_kernels
 from equilm.ops.launch import as_bytes, token_strides
 
 CHANNELS = 128  # of a program: one warp, four channels a thread
@@ -67,7 +67,7 @@ def convolve(inputs: Inputs) -> tuple[Tensor, Tensor]:
     next_window = torch.empty(rows, weight.shape[1] - 1, channels, device=x.device)
     align, strides = token_strides(x, add)
     grid, per_program = _grid(rows, tokens, channels)
-    kernels.forward[grid](
+    conv_kernels.forward[grid](
         x,
         x if add is None else add,
         weight,
@@ -103,7 +103,7 @@ def convolve_backward(
     align, strides = token_strides(x, add, dy, dx)
     sums = torch.empty(grid[0] * grid[1], channels * (weight.shape[1] + 1), device=x.device)
     dwindow = None if window is None else torch.empty(window.shape, device=x.device)
-    kernels.backward[grid](
+    conv_backward_kernels.backward[grid](
         x,
         x if add is None else add,
         weight,

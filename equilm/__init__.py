@@ -3,7 +3,8 @@
     model = equilm.LanguageModel(equilm.preset("mamba2-130m"), generator=generator)
     z = equilm.fixed_point(lambda z: torch.tanh(z @ w + x), torch.zeros(8, 64)).value
 
-Importing it has no effect but defining names. Read `nn/model.py` first.
+Importing it has no effect but defining names. Read `nn/mixer.py` first; from there each file names
+the next, over model and solver to training and decoding.
 """
 
 from equilm.decode.engine import Engine

@@ -1,1 +1,4 @@
-"""Measurements of models as Records: accuracy, self-checks, Jacobians, speed."""
+"""Measurements of models as Records: accuracy, self-checks, Jacobians, speed.
+
+Read `evaluate.py` first.
+"""

@@ -1,1 +1,4 @@
-"""Mixers, stacks, equilibria and the language model, as single-device code."""
+"""Mixers, stacks, equilibria and the language model, as single-device code.
+
+Read `mixer.py` first.
+"""

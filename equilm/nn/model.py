@@ -3,7 +3,7 @@
     logits = W_head · core(W_emb[tokens]), W_head = W_emb where tied
 
 Explicit models have a `Stack` as core, implicit ones the `Equilibrium` of a stack. Presets by name
-are in `presets.py`, initial values in `init.py`.
+are in `presets.py`, initial values in `init.py`. Read `equilm/train/trainer.py` next.
 """
 
 from contextlib import nullcontext

@@ -1,4 +1,7 @@
-"""Fixed points: one sweep, many step rules, the sliding window, gradients."""
+"""Fixed points: one sweep, many step rules, the sliding window, gradients.
+
+Read `iterate.py` first.
+"""
 
 from equilm.solve.anderson import Anderson
 from equilm.solve.broyden import Broyden

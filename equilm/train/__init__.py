@@ -1,1 +1,4 @@
-"""Training on one device: recipes, schedules, checkpoints, the loop."""
+"""Training, by one process or many: recipes, schedules, checkpoints, the loop.
+
+Read `trainer.py` first.
+"""

@@ -2,9 +2,9 @@
 
     for report in Trainer(recipe, folder).run(): ...
 
-What changes the numbers is a function of the step or is saved, so a run that was killed anywhere
-and resumed gives the same numbers as one that was not. The model is single-device code and knows
-nothing of this file. Read `schedule.py`, `checkpoint.py` and `metrics.py` for the parts.
+What changes the numbers is a function of the step or is saved, so a run killed anywhere and resumed
+gives the same numbers as one that was not. The model knows nothing of this file. Read
+`schedule.py`, `checkpoint.py` and `metrics.py` for the parts, `equilm/decode/engine.py` next.
 """
 
 import math

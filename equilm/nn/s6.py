@@ -21,6 +21,7 @@ from equilm.nn.mixer import Mixer
 from equilm.nn.state_space import log_uniform
 from equilm.ops.conv import conv_silu
 from equilm.ops.selective import selective_scan
+from equilm.ops.selective_token import selective_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,15 +159,20 @@ class S6(Mixer):
         x_BTI, window_BWC = conv_silu(
             x_BTI, taps_CW, self.conv1d.bias, window_BWC, add_BTC=add_BTI, valid_B=valid_B
         )
-        y_BTI, scan_BIX = self._scan(x_BTI, scan_BIX, valid_B)
-        y_BTD = self.dropout(self.out_proj(y_BTI * F.silu(gate_BTI)))
+        if x_BTI.shape[1] == 1 and scan_BIX is not None and valid_B is None and not self.complex:
+            y_BTI, scan_BIX = self._token(x_BTI, gate_BTI, scan_BIX)
+        else:
+            y_BTI, scan_BIX = self._scan(x_BTI, scan_BIX, valid_B)
+            y_BTI = y_BTI * F.silu(gate_BTI)
+        y_BTD = self.dropout(self.out_proj(y_BTI))
         return y_BTD, S6State(window_BWC, scan_BIX)
 
     def _scan(
         self, x_BTI: Tensor, scan_BIX: Tensor | None, valid_B: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(self.A_log.dtype, torch.float32)
-        dt_BTI, b_BTN, c_BTN = self._selected(x_BTI, wide)
+        step_BTI, b_BTN, c_BTN = self._selected(x_BTI, wide)
+        dt_BTI = F.softplus(step_BTI)
         if valid_B is not None:
             within_BT = torch.arange(x_BTI.shape[1], device=valid_B.device) < valid_B[:, None]
             dt_BTI = dt_BTI.where(within_BT[..., None], 0)
@@ -179,8 +185,17 @@ class S6(Mixer):
         y_BTI, scan_BIX = selective_scan(x_BTI, dt_BTI, a_IN, b_BTN, c_BTN, self.D, scan_BIX)
         return y_BTI, torch.view_as_real(scan_BIX) if self.complex else scan_BIX
 
+    def _token(self, x_B1I: Tensor, gate_B1I: Tensor, scan_BIN: Tensor) -> tuple[Tensor, Tensor]:
+        """`_scan` and the gate, for one token."""
+        parts = x_B1I, *self._selected(x_B1I, scan_BIN.dtype), gate_B1I
+        x_BI, step_BI, b_BN, c_BN, gate_BI = (part[:, 0] for part in parts)
+        y_BI, scan_BIN = selective_token(
+            x_BI, step_BI, self.A_log, b_BN, c_BN, self.D, gate_BI, scan_BIN
+        )
+        return y_BI[:, None], scan_BIN
+
     def _selected(self, x_BTI: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return steps and directions, of the token where they are selective."""
+        """Return steps before softplus, and directions; of the token where they are selective."""
         made: dict[str, Tensor] = {}
         if self.made:
             parts = self.x_proj(x_BTI).split(list(self.made.values()), dim=-1)
@@ -191,7 +206,7 @@ class S6(Mixer):
             bias_BTI = self.dt_proj(made["step"]).to(wide) + self.dt_bias
         b_BTN = made["b"] if "b" in made else self.b.expand(shape)
         c_BTN = made["c"] if "c" in made else self.c.expand(shape)
-        return F.softplus(bias_BTI), b_BTN, c_BTN
+        return bias_BTI, b_BTN, c_BTN
 
     def flops_per_token(self, length: int) -> float:
         """Projections, convolution and the recurrent form of the scan."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from equilm import tree
 from equilm.measure.bench import bench, generation_rows, mixing_rows
 from equilm.measure.bench.mixing_rows import MIXINGS, Mixing, Sizes, mixing_records
 from equilm.measure.bench.operation import Operation
@@ -81,8 +82,9 @@ def test_a_wrong_mixer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         list(mixing_records(rows_of("S6 scan"), CPU, "mixing"))
 
 
-def test_generated_tokens_are_the_likeliest() -> None:
+def test_generated_tokens_are_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small(implicit=False)
+    monkeypatch.setattr(generation_rows, "TOGETHER", 1)
     tokens_BT = torch.randint(model.vocab_size, (2, 5))
     with torch.no_grad(), prepared(model):
         state = model.init_state(2, 20)
@@ -91,8 +93,27 @@ def test_generated_tokens_are_the_likeliest() -> None:
         for _ in range(4):
             generation_rows._step(model, last_B1, state)
             tokens_BT = torch.cat([tokens_BT, last_B1], dim=1)
+        monkeypatch.setattr(generation_rows, "TOGETHER", 3)
+        generation_rows._step(model, last_B1, state)
         logits_BTV, _ = model(tokens_BT)
+        _, fresh = model.core(model.embed(tokens_BT[:, :-1]), model.init_state(2, 20))
+        again_B1 = tokens_BT[:, -1:].clone()
+        for _ in range(3):
+            z_B1D, fresh = model.core(model.embed(again_B1), fresh)
+            again_B1 = model.logits(z_B1D).argmax(-1)
     assert torch.equal(logits_BTV[:, 4:-1].argmax(-1), tokens_BT[:, 5:])
+    assert torch.equal(last_B1, again_B1)
+
+
+def test_more_sequences_than_prompts_repeat_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_rows, "READ", 2)
+    model, part = small(implicit=False), "a token after 64"
+    row = Row(model="small", batch=3, length=1, part=part)
+    with torch.no_grad(), prepared(model):
+        tokens_B1, state = generation_rows._prompted(model, row, CPU)
+    assert tokens_B1.shape == (3, 1) and torch.equal(tokens_B1[0], tokens_B1[2])
+    for leaf in tree.leaves(state):
+        assert len(leaf) == 3 and torch.equal(leaf[0], leaf[2])
 
 
 @pytest.mark.usefixtures("quick")

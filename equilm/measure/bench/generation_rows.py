@@ -1,9 +1,10 @@
 """A token of every row by greedy generation: embedding, all layers, head, and the state kept.
 
-From a graph on a GPU. The layers are tested first. Read `planning.py` next.
+On a GPU from a graph of `TOGETHER` tokens, since keeping a state that is a new one copies it. The
+layers are tested first. Read `planning.py` next.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -21,15 +22,18 @@ from equilm.nn.mixer import State
 from equilm.nn.model import LanguageModel
 from equilm.record import Record
 
-REPEATS = 20
+REPEATS = 5
+TOGETHER = 4  # tokens
+READ = 16  # prompts that are read; more rows repeat their states
 PROMPTS = {"a token after 2048": 2048, "a token after 64": 64}
 
 
-def generation_rows(models: Iterable[str], part: str, batches: Iterable[int]) -> tuple[Row, ...]:
-    """The rows of explicit models after a prompt of `PROMPTS`, at each batch."""
-    sizes = list(batches)
+def generation_rows(batches: Mapping[str, Iterable[int]], part: str) -> tuple[Row, ...]:
+    """The rows of explicit models after a prompt of `PROMPTS`, at the batches of each."""
     return tuple(
-        Row(model=model, batch=batch, length=1, part=part) for model in models for batch in sizes
+        Row(model=f"explicit-{model}", batch=batch, length=1, part=part)
+        for model, sizes in batches.items()
+        for batch in sizes
     )
 
 
@@ -54,26 +58,36 @@ def generation_records(rows: Iterable[Row], place: Place, name: str) -> Iterator
 
 def _measure(name: str, row: Row, place: Place) -> list[Record]:
     model = build(config_of(row.model), place.device)
-    prompt, room = PROMPTS[row.part], WARM_UP + REPEATS + 2
-    tokens_BT = random_tokens(model, (row.batch, prompt), place.device)
-    tokens_B1 = tokens_BT[:, -1:].clone()
     with torch.no_grad(), place.computing(), prepared(model):
-        state = model.init_state(row.batch, prompt + room)
-        _, state = model.core(model.embed(tokens_BT), state)
+        tokens_B1, state = _prompted(model, row, place)
 
         def run() -> None:
             _step(model, tokens_B1, state)
 
         repeat = recorded(run) if place.device.type == "cuda" else run
-        ms = median_ms([repeat], place.device, repeats=REPEATS)
+        ms = median_ms([repeat], place.device, repeats=REPEATS) / TOGETHER
     itemsize = place.dtype.itemsize
     work = stack_work(stack_of(model), row.batch, 1, itemsize)
     head = Work(2.0 * row.batch * model.embedding.numel(), itemsize * model.embedding.numel())
     return records_of(name, row, place, ms=ms, work=work + head + Work(0.0, tensor_bytes(state)))
 
 
+def _prompted(model: LanguageModel, row: Row, place: Place) -> tuple[Tensor, State]:
+    """The last tokens of prompts and the states behind them, with room for what is timed."""
+    room = (WARM_UP + REPEATS + 2) * TOGETHER
+    some = min(row.batch, READ)
+    tokens_BT = random_tokens(model, (some, PROMPTS[row.part]), place.device)
+    state = model.init_state(some, tokens_BT.shape[1] + room)
+    _, state = model.core(model.embed(tokens_BT), state)
+    rows_B = torch.arange(row.batch, device=place.device) % some
+    return tokens_BT[rows_B, -1:], state if some == row.batch else tree.take(state, rows_B)
+
+
 def _step(model: LanguageModel, tokens_B1: Tensor, state: State) -> None:
-    """Let the likeliest next token and the next state take the place of these."""
-    z_B1D, after = model.core(model.embed(tokens_B1), state)
-    tokens_B1.copy_(model.logits(z_B1D).argmax(-1))
+    """Let the likeliest next tokens, `TOGETHER` of them, and the state after take these places."""
+    last_B1, after = tokens_B1, state
+    for _ in range(TOGETHER):
+        z_B1D, after = model.core(model.embed(last_B1), after)
+        last_B1 = model.logits(z_B1D).argmax(-1)
+    tokens_B1.copy_(last_B1)
     tree.overwrite(state, after)

@@ -80,12 +80,8 @@ def _mixers(on_gpu: bool) -> list[Planned]:
     model, tokens, powers = mixing
     lengths = [2**n for n in powers]
     found = [Planned("mixing", row) for row in mixing_rows(model, tokens, lengths)]
-    names = ("s6-130m", "mamba2-130m", "llama-130m")
-    if not on_gpu:
-        names = ("small-s6", "small-mamba2", "small-llama")
-    batches = rows.BATCHES_GPU if on_gpu else rows.BATCHES_CPU
-    explicit = [f"explicit-{name}" for name in names]
-    tokens_of = generation_rows(explicit, long if on_gpu else short, batches)
+    generating = rows.GENERATING_GPU if on_gpu else rows.GENERATING_CPU
+    tokens_of = generation_rows(generating, long if on_gpu else short)
     return found + [Planned("generation", row) for row in tokens_of]
 
 

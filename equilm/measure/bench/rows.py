@@ -135,8 +135,14 @@ DECODE_GPU = (
 )
 DECODE_CPU = tuple(sweep_row(m, b) for m in ("small-mamba2", "state-tracking") for b in (1, 64))
 
-# Batches at which a token is generated.
-BATCHES_GPU, BATCHES_CPU = (1, 4, 16, 64, 256), (1, 8)
+# Batches at which explicit models generate, on a GPU up to where it is full or gains little.
+_BATCHES = (1, 4, 16, 64, 256)
+GENERATING_GPU = {
+    "s6-130m": (*_BATCHES, 1024, 4096),
+    "mamba2-130m": (*_BATCHES, 1024),
+    "llama-130m": (*_BATCHES, 768),
+}
+GENERATING_CPU = {"small-s6": (1, 8), "small-mamba2": (1, 8), "small-llama": (1, 8)}
 
 # What has no published implicit model, and stand-ins where a whole one would take minutes.
 _OWN = {

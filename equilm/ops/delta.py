@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from equilm.ops import fla
 from equilm.ops.linear_attention import at_least_float32, chunks
 
 CHUNK = 64  # steps, J of them a token; between chunks the state is carried
@@ -22,7 +23,7 @@ def delta_rule(
     k_BTJHN: Tensor,
     v_BTJHP: Tensor,
     beta_BTJH: Tensor,
-    log_decay_BTH: Tensor,
+    log_decay_BTH: Tensor | None,
     state_BHNP: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """S ← a_t S, then J times S ← S + β k (v − Sᵀ k)ᵀ;  y_t = S_tᵀ q_t.
@@ -32,19 +33,27 @@ def delta_rule(
         k_BTJHN: (B, T, J, H, N) keys of length 1, or 0.
         v_BTJHP: (B, T, J, H, P) values.
         beta_BTJH: (B, T, J, H) rates in [0, 2]; beyond, states grow.
-        log_decay_BTH: (B or 1, T or 1, H or 1) log a ≤ 0; −∞ empties the state.
+        log_decay_BTH: (B or 1, T or 1, H or 1) log a ≤ 0; −∞ empties the state; `None` means
+            that nothing fades.
         state_BHNP: (B, H, N, P) initial state; `None` means zeros.
 
     Returns:
         y_BTHP and the final state (B, H, N, P), both in float32 or wider.
 
     Source: Yang et al. 2024, arXiv 2406.06484 (chunks) and 2412.06464 (decay); Grazzi et al. 2024,
-    arXiv 2411.12537 (β to 2); Siems et al. 2025, arXiv 2502.10297 (J steps).
+    arXiv 2411.12537 (β to 2); Siems et al. 2025, arXiv 2502.10297 (J steps). On a GPU, in half
+    precision: `fla.py`.
     """
+    half = fla.half_type(v_BTJHP) if q_BTHN.shape[3] <= fla.MAX_KEYS else None
     run = delta_rule_sequential if q_BTHN.shape[1] == 1 else delta_rule_chunked
+    inputs = q_BTHN, k_BTJHN, v_BTJHP, beta_BTJH
     # Autocast would compute the matrix products, and so the state, in half precision.
     with torch.autocast(q_BTHN.device.type, enabled=False):
-        return run(q_BTHN, k_BTJHN, v_BTJHP, beta_BTJH, log_decay_BTH, state_BHNP)
+        if half is not None:
+            return fla.delta_rule_fla(*inputs, log_decay_BTH, state_BHNP, dtype=half)
+        if log_decay_BTH is None:
+            log_decay_BTH = beta_BTJH.new_zeros(1, 1, 1)
+        return run(*inputs, log_decay_BTH, state_BHNP)
 
 
 def delta_rule_sequential(

@@ -7,10 +7,14 @@ one a head or one a key channel; only sums of them are exponentiated, so that no
 −∞, which empties the state, is a decay like others. Read `delta.py` next.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from equilm.ops import fla
 from equilm.ops.scan import ssd
 
 CHUNK = 64  # tokens, a power of 2; between chunks the state is carried
@@ -35,12 +39,16 @@ def linear_attention(
     Returns:
         y_BTHP and the final state (B, H, N, P), both in float32 or wider.
 
-    Source: Katharopoulos et al. 2020, arXiv 2006.16236; Yang et al. 2023, arXiv 2312.06635.
+    Source: Katharopoulos et al. 2020, arXiv 2006.16236; Yang et al. 2023, arXiv 2312.06635. On a
+    GPU, in half precision: `fla.py`.
     """
+    run: Callable[..., tuple[Tensor, Tensor]]
     run = linear_attention_sequential if q_BTHN.shape[1] == 1 else linear_attention_chunked
     one_a_head = log_decay_BTHX.numel() == log_decay_BTHX.shape[2]
     if q_BTHN.is_cuda and q_BTHN.shape[1] > 1 and one_a_head:
         run = linear_attention_by_scan
+    elif half := fla.half_type(v_BTHP):
+        run = partial(fla.linear_attention_fla, dtype=half)
     # Autocast would compute the matrix products, and so the state, in half precision.
     with torch.autocast(q_BTHN.device.type, enabled=False):
         return run(q_BTHN, k_BTHN, v_BTHP, log_decay_BTHX, state_BHNP)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from equilm.ops import conv_backward_kernels, conv_kernels
-from equilm.ops.launch import as_bytes, token_strides
+from equilm.ops.launch import as_bytes, last_dense, token_strides
 
 CHANNELS = 128  # of a program: one warp, four channels a thread
 
@@ -35,8 +35,8 @@ class ConvSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, add, weight, bias, window, valid, starts):
         inputs = Inputs(
-            _last_dense(x),
-            None if add is None else _last_dense(add),
+            last_dense(x),
+            None if add is None else last_dense(add),
             weight.contiguous(),
             bias,
             None if window is None else window.contiguous(),
@@ -52,7 +52,7 @@ class ConvSilu(torch.autograd.Function):
     def backward(ctx: Any, dy, dnext):
         inputs = Inputs(*ctx.saved_tensors)
         x, add = inputs.x, inputs.add
-        dy = torch.zeros_like(x) if dy is None else _last_dense(dy)
+        dy = torch.zeros_like(x) if dy is None else last_dense(dy)
         dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         dweight, dbias, dwindow = convolve_backward(inputs, dy, None, dnext, dx)
         dadd = None if add is None else dx.to(add.dtype)
@@ -126,10 +126,6 @@ def convolve_backward(
     )
     dweight, dbias = sums.sum(0).split([weight.numel(), channels])
     return dweight.view_as(weight).to(weight.dtype), dbias.to(bias.dtype), dwindow
-
-
-def _last_dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _grid(rows: int, tokens: int, channels: int) -> tuple[tuple[int, int, int], int]:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from equilm.ops import conv_triton as conv
 from equilm.ops import step_triton as steps
 from equilm.ops.gated_scan import Weights
-from equilm.ops.launch import as_bytes
+from equilm.ops.launch import as_bytes, last_dense
 from equilm.ops.norm_backward_triton import gated_norm_backward
 from equilm.ops.norm_triton import gated_norm
 from equilm.ops.scan_backward_triton import Scanned, scan_backward
@@ -54,8 +54,8 @@ class GatedScan(torch.autograd.Function):
     def forward(ctx: Any, proj, inject, *rest):
         *vectors, window, first, groups, eps, valid, starts, dtype, scale = rest
         args = _Arguments(
-            _last_dense(proj),
-            None if inject is None else _last_dense(inject),
+            last_dense(proj),
+            None if inject is None else last_dense(inject),
             Weights(*(vector.contiguous() for vector in vectors)),
             None if window is None else window.contiguous(),
             None if first is None else first.float().contiguous(),
@@ -163,7 +163,3 @@ def _step_inputs(args: _Arguments) -> steps.Inputs:
     here = slice(len(weights.norm_I) + len(weights.taps_CW), None)
     add = None if args.inject is None else args.inject[..., here]
     return steps.Inputs(args.proj[..., here], add, weights.dt_bias_H, weights.a_log_H, args.valid)
-
-
-def _last_dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

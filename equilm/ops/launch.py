@@ -55,3 +55,8 @@ def walk_sizes(sizes: dict[str, Any], programs: int) -> tuple[int, dict[str, Any
 def as_bytes(truth: Tensor | None) -> Tensor | None:
     """Return a bool tensor's memory, dense: kernels load bytes."""
     return None if truth is None else truth.contiguous().view(torch.uint8)
+
+
+def last_dense(tensor: Tensor) -> Tensor:
+    """Return a tensor whose last dimension lies dense, itself if it does."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from equilm.ops.launch import last_dense
+
 
 @triton.jit
 def _turns(position_T, p, RATE: tl.constexpr):
@@ -183,7 +185,7 @@ class SplitHeads(torch.autograd.Function):
     def backward(ctx: Any, dquery, dkey, dvalue):
         (before,) = ctx.saved_tensors
         rows, tokens, heads, width = dquery.shape
-        dquery, dkey, dvalue = map(_dense, (dquery, dkey, dvalue))
+        dquery, dkey, dvalue = map(last_dense, (dquery, dkey, dvalue))
         kv_heads = dkey.shape[2]
         channels = (heads + 2 * kv_heads) * width
         dqkv = torch.empty(rows, tokens, channels, dtype=ctx.dtype, device=dquery.device)
@@ -226,7 +228,7 @@ def split_heads_into(
 
 def _split(qkv, inject, before, query, key, value, theta, *, in_cache):
     rows, tokens, heads, width = query.shape
-    qkv, inject = _dense(qkv), None if inject is None else _dense(inject)
+    qkv, inject = last_dense(qkv), None if inject is None else last_dense(inject)
     grid, sizes = _sizes(rows * tokens, heads, key.shape[2], width, theta)
     split[grid](
         qkv,
@@ -270,7 +272,3 @@ def _sizes(
         "P": padded,
     }
     return (triton.cdiv(tokens, per_program), (heads + 2 * kv_heads) // together), sizes
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

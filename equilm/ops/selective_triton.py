@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from equilm.ops import selective_kernels as kernels
+from equilm.ops.launch import last_dense
 
 CHUNK = 4  # tokens between two states that the backward pass starts from
 GROUP = 8  # tokens that a walk reads ahead, as memory answers late; some chunks
@@ -39,7 +40,7 @@ class SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, dt, a, b, c, skip, first):
         inputs = _Inputs(
-            _last_dense(x),
+            last_dense(x),
             dt.float().contiguous(),
             a.float().contiguous(),
             b.float().contiguous(),
@@ -233,7 +234,3 @@ def _parts(tokens: int, wanted: int) -> int:
 def _segment(tokens: int, segments: int) -> int:
     """The tokens of a segment: whole groups."""
     return triton.cdiv(triton.cdiv(tokens, segments), GROUP) * GROUP
-
-
-def _last_dense(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equilm.ops import fla
-from equilm.ops.linear_attention import at_least_float32, chunks
+from equilm.ops.linear_attention import chunks
+from equilm.ops.scan import at_least_float32
 
 CHUNK = 64  # steps, J of them a token; between chunks the state is carried
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equilm.ops import fla
-from equilm.ops.scan import ssd
+from equilm.ops.scan import at_least_float32, ssd
 
 CHUNK = 64  # tokens, a power of 2; between chunks the state is carried
 
@@ -197,11 +197,6 @@ def chunks(tensor_BTHX: Tensor, chunk: int) -> Tensor:
     """(B, T, H, X) → (B, K, H, L, X), the end filled with zeros: no decay, nothing added."""
     padded_BTHX = F.pad(tensor_BTHX, (0, 0, 0, 0, 0, -tensor_BTHX.shape[1] % chunk))
     return padded_BTHX.unflatten(1, (-1, chunk)).transpose(2, 3)
-
-
-def at_least_float32(*tensors: Tensor) -> list[Tensor]:
-    """Return half precision widened, and everything else as it is."""
-    return [tensor.float() if tensor.dtype.itemsize < 4 else tensor for tensor in tensors]
 
 
 def _like(mask_BT: Tensor, tensor_BTX: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def ssd_sequential(
     starts_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`ssd`, one token after the other: the definition, and the fastest way for a single token."""
-    x_BTHP, dt_BTH, b_BTGN, c_BTGN = _at_least_float32(x_BTHP, dt_BTH, b_BTGN, c_BTGN)
+    x_BTHP, dt_BTH, b_BTGN, c_BTGN = at_least_float32(x_BTHP, dt_BTH, b_BTGN, c_BTGN)
     heads_per_group = x_BTHP.shape[2] // b_BTGN.shape[2]
     decay_BTH = torch.exp(dt_BTH * a_H)
     if starts_BT is not None:
@@ -95,7 +95,7 @@ def ssd_chunked(
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """`ssd`, quadratic inside chunks of `chunk` tokens and recurrent between them."""
-    x_BTHP, dt_BTH, b_BTGN, c_BTGN = _at_least_float32(x_BTHP, dt_BTH, b_BTGN, c_BTGN)
+    x_BTHP, dt_BTH, b_BTGN, c_BTGN = at_least_float32(x_BTHP, dt_BTH, b_BTGN, c_BTGN)
     tokens, heads = x_BTHP.shape[1:3]
     heads_per_group = heads // b_BTGN.shape[2]
     # K chunks of L tokens; the last one is filled up with dt = 0.
@@ -162,7 +162,8 @@ def _to_heads(tensor_BKG: Tensor, heads_per_group: int) -> Tensor:
     return tensor_BKG.repeat_interleave(heads_per_group, dim=2)
 
 
-def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
+def at_least_float32(*tensors: Tensor) -> list[Tensor]:
+    """Return half precision widened, and everything else as it is."""
     return [tensor.float() if tensor.dtype.itemsize < 4 else tensor for tensor in tensors]
 
 

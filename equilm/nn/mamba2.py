@@ -180,6 +180,17 @@ class Mamba2(Mixer):
             or (self.training and self.dropout.rate > 0)
         ):
             return None
+        return self._token_by_kernels(norm, r_BTD, y_BTD, state, inject_BTE, advance)
+
+    def _token_by_kernels(
+        self,
+        norm: RMSNorm,
+        r_BTD: Tensor,
+        y_BTD: Tensor | None,
+        state: Mamba2State,
+        inject_BTE: Tensor | None,
+        advance: bool | Tensor,
+    ) -> tuple[Tensor, Tensor, State]:
         from equilm.ops.token_triton import Layer, layer_token
 
         r_RD, y_RD, window_BWC, scan_BHPN = layer_token(

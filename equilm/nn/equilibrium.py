@@ -1,7 +1,8 @@
 """The equilibrium of a mixer, itself a mixer: y_t is the fixed point z_t = F(z_t, x_t, state).
 
 Tokens and a state in, outputs and a state out, like Mamba2 or attention. It owns the injection,
-the choice of solver and of gradient, and nothing of how F looks. Read `model.py` next.
+the choice of solver and of gradient, and nothing of how F looks. Read
+`equilm/solve/iterate.py` for the solve, `model.py` next.
 """
 
 import warnings
@@ -187,9 +188,9 @@ class Equilibrium(Mixer):
         window: int,
     ) -> tuple[Tensor, State]:
         pieces = []
-        for start in range(0, u_BTE.shape[1], window):
-            piece_BWE = u_BTE[:, start : start + window]
-            left_B = None
+        # Split at once: the gradient of a slice is as large as the whole.
+        for number, piece_BWE in enumerate(u_BTE.split(window, dim=1)):
+            start, left_B = number * window, None
             if valid_B is not None:
                 left_B = (valid_B - start).clamp(0, piece_BWE.shape[1])
             starts_BW = None if starts_BT is None else starts_BT[:, start : start + window]

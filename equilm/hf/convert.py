@@ -76,7 +76,9 @@ def load(
             mis-shaped, broken or beyond this package.
     """
     folder = Path(folder)
-    if not (folder / CONFIG).exists() and (folder / "checkpoints").is_dir():
+    # A run writes its recipe when it begins, and its first checkpoint later.
+    is_run = any((folder / name).exists() for name in ("checkpoints", "recipe.json"))
+    if is_run and not (folder / CONFIG).exists():
         checkpoints = complete_checkpoints(folder)
         if not checkpoints:
             raise CheckpointError(f"{folder}: expected a whole checkpoints/step-*, got none")

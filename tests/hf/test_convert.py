@@ -23,12 +23,16 @@ def test_our_own_folder_and_the_newest_checkpoint_of_a_run(tmp_path: Path) -> No
     assert not load(tmp_path).training
 
 
+@pytest.mark.parametrize("begun", ["checkpoints", "recipe.json"])
+def test_a_run_without_a_checkpoint_is_told_so(begun: str, tmp_path: Path) -> None:
+    (tmp_path / begun).mkdir()
+    with pytest.raises(CheckpointError, match=r"expected a whole checkpoints/step-\*, got none"):
+        load(tmp_path)
+
+
 def test_a_folder_of_nothing_we_know_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere: expected a run or a model folder"):
         load(tmp_path / "nowhere")
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(CheckpointError, match=r"expected a whole checkpoints/step-\*, got none"):
-        load(tmp_path)
     (tmp_path / "config.json").write_text('{"colour": "red"}')
     with pytest.raises(CheckpointError, match="format: expected 'equilm-model', got None"):
         load(tmp_path)

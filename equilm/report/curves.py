@@ -5,6 +5,7 @@ are `plot.py`. Read next: `maps.py`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -156,10 +157,11 @@ def stroke_of(line: Line) -> dict[str, Any]:
 
 
 def colours(lines: Iterable[Line]) -> dict[Line, str]:
-    """One colour a model and task."""
-    subjects = list(dict.fromkeys((line.model, line.task, line.split) for line in lines))
-    of = {subject: LINES[index % len(LINES)] for index, subject in enumerate(subjects)}
-    return {line: of[line.model, line.task, line.split] for line in lines}
+    """One colour for all that differ in their mode alone."""
+    subjects = {line: replace(line, mode="") for line in lines}
+    known = dict.fromkeys(subjects.values())
+    of = {subject: LINES[index % len(LINES)] for index, subject in enumerate(known)}
+    return {line: of[subject] for line, subject in subjects.items()}
 
 
 def _draw_guessing(axes: Axes, records: Sequence[Record], lines: Iterable[Line]) -> dict[str, End]:

@@ -12,6 +12,7 @@ import pytest
 from equilm.record import Record
 from equilm.report import curves, figures, maps, plot
 from equilm.report.plot import End, Plot
+from equilm.report.select import Line
 from equilm.report.style import DARK, LIGHT, style
 
 
@@ -159,6 +160,13 @@ def test_a_length_that_never_changes_has_no_panel() -> None:
 
     assert panels((8.0, 8.0, 8.0)) == ["loss, nats"]
     assert panels((8.0, 8.0, 16.0)) == ["loss, nats", "length in training, tokens"]
+
+
+def test_modes_of_a_model_share_a_colour_and_its_tolerances_do_not() -> None:
+    one = Line("m", "A5", "test", "sequential", 0.01, 64)
+    lines = [one, replace(one, mode="simultaneous"), replace(one, tolerance=0.05)]
+    first, same, other = curves.colours(lines).values()
+    assert first == same != other
 
 
 def test_nothing_to_draw(records: list[Record]) -> None:

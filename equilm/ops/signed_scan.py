@@ -42,7 +42,8 @@ def ssd_signed(
     )
     moves_BTH = step_BTH > 0
     share_BTH = torch.where(moves_BTH, dt_BTH / step_BTH.where(moves_BTH, 1), -0.5 / a_H)
-    inputs_BTHP = x_BTHP.to(wide) * (share_BTH * sign_BTH)[..., None]
+    # Of the type of x, as b and c are: the kernels multiply them with each other.
+    inputs_BTHP = (x_BTHP.to(wide) * (share_BTH * sign_BTH)[..., None]).to(x_BTHP.dtype)
     y_BTHP, state_BHPN = ssd(
         inputs_BTHP,
         step_BTH,
@@ -54,4 +55,4 @@ def ssd_signed(
         starts_BT,
     )
     y_BTHP = y_BTHP * sign_BTH[..., None] + x_BTHP.to(wide) * skip_H[:, None]
-    return y_BTHP, state_BHPN * sign_BTH[:, -1, :, None, None]
+    return y_BTHP.to(x_BTHP.dtype), state_BHPN * sign_BTH[:, -1, :, None, None]

@@ -57,6 +57,21 @@ def test_float32_agrees_with_float64() -> None:
         assert_close("scan", got, want.float())
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("tokens", [1, 100])
+def test_half_precision_beside_steps_in_float32(device: str, tokens: int) -> None:
+    halves = (0, 3, 4)  # x, b and c, as autocast has them
+    inputs = [
+        tensor.to(device, torch.bfloat16 if place in halves else torch.float32)
+        for place, tensor in enumerate(make(tokens, torch.float32))
+    ]
+    exact = plain(*(tensor.double() for tensor in inputs))
+    y_BTHP, state_BHPN = ssd_signed(*inputs)
+    assert (y_BTHP.dtype, state_BHPN.dtype) == (torch.bfloat16, torch.float32)
+    for got, want in zip((y_BTHP, state_BHPN), exact, strict=True):
+        assert (got - want).norm() < 1e-2 * want.norm()
+
+
 def test_a_decay_of_zero_forgets_and_its_gradient_is_finite() -> None:
     inputs = make(5, torch.float64)
     inputs[1][:, 3] = torch.log(torch.tensor(2.0).double()) / -inputs[2]

@@ -1,4 +1,4 @@
-"""Boxes of another file are scored as those of the test split, if their words are known."""
+"""Figures of stories: other files of boxes are scored, and recipes are those that are shipped."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from equilm import config
 from equilm.measure.stories import StoryScores
 from equilm.nn.mamba2 import Mamba2Config
 from equilm.nn.model import LanguageModel, ModelConfig
+from equilm.reproduce import FIGURES
+from equilm.reproduce.figures import Settings
 from equilm.reproduce.stories import OtherBoxes
 from equilm.tasks.entities import Entities, EntitiesConfig
+from equilm.train.recipe import Recipe
 from tests.tasks.folders import boxes
 
 OTHER = OtherBoxes(part="longer", test="more", scores=StoryScores(length=60, batch_size=2))
@@ -45,3 +49,10 @@ def test_words_that_were_not_learnt_are_told(tmp_path: Path) -> None:
     other = replace(OTHER, test="absent")
     with pytest.raises(ValueError, match=r"absent\.jsonl"):
         list(other.records(reader(task), task))
+
+
+@pytest.mark.parametrize(("figure", "name"), [("fig13", "catbabi"), ("boxes", "boxes")])
+def test_the_implicit_layer_is_the_recipe_that_is_shipped(figure: str, name: str) -> None:
+    shipped = config.load(Recipe, Path(__file__).parents[2] / f"recipes/tasks/{name}.toml")
+    made = {run.name: run.recipe for run in FIGURES[figure](Settings(data=Path("data"))).runs}
+    assert replace(made["implicit-1"], task=shipped.task) == shipped

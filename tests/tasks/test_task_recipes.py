@@ -22,6 +22,7 @@ def test_a_recipe_loads_and_builds(path: Path) -> None:
 def test_there_is_one_for_every_new_task() -> None:
     kinds = {config.load(Recipe, path).task.kind for path in RECIPES}
     new = {"copying", "induction", "associative_recall", "list_ops", "pixels", "dna", "speech"}
+    new |= {"catbabi", "entities"}
     assert kinds == new <= set(TASKS)
 
 

@@ -1,9 +1,10 @@
-"""The Triton kernels of the selective scan: a walk over tokens, and the gradients of a span.
+"""The Triton kernels of the selective scan: a walk over tokens, and the sums of its segments.
 
 A tile is (C, N), channels by the numbers of their states; lanes lie along both, so that sums over
 either take few exchanges between them. N and C are padded to powers of two. Tokens are read some
 ahead, since what is read of b and c waits for no other warp. Exponents are dt · a ≤ 0.
-Read `selective_triton.py` first.
+Read `selective_triton.py` first, and
+`selective_backward_kernels.py` next.
 """
 
 import triton
@@ -67,6 +68,13 @@ def _directions(
 
 
 @triton.jit
+def four(parts, FIRST: tl.constexpr, STEP: tl.constexpr):
+    """Every STEP-th of some tensors, four of them in order along two new dimensions, (…, 2, 2)."""
+    one = tl.join(parts[FIRST], parts[FIRST + 2 * STEP])
+    return tl.join(one, tl.join(parts[FIRST + STEP], parts[FIRST + 3 * STEP]))
+
+
+@triton.jit
 def walk(
     x,
     dt,
@@ -114,6 +122,7 @@ def walk(
     if y is not None:
         y_C = y + row * num_tokens * num_channels + i_C
         skip_C = tl.load(skip + i_C, mask=mask_C, other=0.0)
+    g_G = tl.arange(0, GROUP)
     STEP: tl.constexpr = -1 if REVERSE else 1
     stop = min(segment, tl.cdiv(num_tokens - k * segment, GROUP) * GROUP)
     t = k * segment + (stop - 1 if REVERSE else 0)
@@ -132,6 +141,7 @@ def walk(
         next_bs = _directions(b_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
         if y is not None:
             next_cs = _directions(c_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
+        ys = ()
         for j in tl.static_range(GROUP):
             if states is not None and j % CHUNK == 0:
                 at = (row * num_chunks + (t + j) // CHUNK) * size + at_CN
@@ -147,10 +157,15 @@ def walk(
             if totals is not None:
                 total_C += dts[j]
             if y is not None:
-                y_of_C = tl.sum(h_CN * cs[j][None, :], 1) + skip_C * xs[j]
-                kept_C = mask_C if WHOLE else _at(t + j * STEP, num_tokens, i_C, num_channels)
-                at_t = t * num_channels + j * STEP * num_channels
-                tl.store(y_C + at_t, y_of_C.to(y.dtype.element_ty), mask=kept_C)
+                ys += (tl.sum(h_CN * cs[j][None, :], 1) + skip_C * xs[j],)  # type: ignore[assignment]
+        if y is not None:
+            # Stored at once, since one by one each lane's is converted alone and waits for others.
+            first, second = four(ys, 0, 2), four(ys, 1, 2)
+            y_CG = tl.reshape(tl.join(first, second), (C, GROUP)).to(y.dtype.element_ty)
+            mask_CG = mask_C[:, None]
+            if not WHOLE:
+                mask_CG = mask_CG & (t + g_G < num_tokens)[None, :]
+            tl.store(y_C[:, None] + (t + g_G)[None, :] * num_channels, y_CG, mask=mask_CG)
         t += GROUP * STEP
         dts, xs, bs = next_dts, next_xs, next_bs
         if y is not None:
@@ -167,7 +182,6 @@ def carry(
     a,
     first,
     starts,
-    last,
     num_segments,
     num_channels,
     num_n: tl.constexpr,
@@ -175,7 +189,7 @@ def carry(
     N: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Turn the ends of segments walked from zeros into the states before and behind all."""
+    """Turn the ends of segments walked from zeros into the states before each."""
     row = tl.program_id(1).to(tl.int64)
     i_C, n_N = tl.program_id(0) * C + tl.arange(0, C), tl.arange(0, N)
     mask_C = i_C < num_channels
@@ -191,99 +205,3 @@ def carry(
         end_CN = tl.load(ends + k * size + at_CN, mask=mask_CN, other=0.0)
         tl.store(starts + k * size + at_CN, h_CN, mask=mask_CN)
         h_CN = h_CN * tl.exp2(total_C[:, None] * a_CN) + end_CN
-    tl.store(last + row * size + at_CN, h_CN, mask=mask_CN)
-
-
-@triton.jit
-def span_backward(
-    x,
-    dt,
-    a,
-    b,
-    c,
-    skip,
-    dy,
-    states,
-    dstates,
-    dx,
-    ddt,
-    dbc,
-    sums,
-    stride_xb,
-    num_tokens,
-    span,
-    num_chunks,
-    stride_xt: tl.constexpr,
-    num_channels: tl.constexpr,
-    num_n: tl.constexpr,
-    CHUNK: tl.constexpr,
-    N: tl.constexpr,
-    C: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    """The gradients of a span of tokens of C channels, the last chunk of it first.
-
-    `states` has the state before each chunk, `dstates` the cotangent of that behind each span.
-    `dbc` takes the sums over the C channels alone, `sums` those over the span: of a, then of skip.
-    """
-    k, row = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    i_C, n_N = tl.program_id(0) * C + tl.arange(0, C), tl.arange(0, N)
-    mask_C, mask_N = i_C < num_channels, n_N < num_n
-    at_CN, mask_CN = i_C[:, None] * num_n + n_N[None, :], mask_C[:, None] & mask_N[None, :]
-    size = num_n * num_channels
-    here = row * tl.num_programs(1) + k
-    a_CN = 1.4426950408889634 * tl.load(a + at_CN, mask=mask_CN, other=0.0)
-    g_CN = tl.load(dstates + here * size + at_CN, mask=mask_CN, other=0.0)
-    skip_C = tl.load(skip + i_C, mask=mask_C, other=0.0)
-    plain_C = row * num_tokens * num_channels + i_C
-    x_C = x + row * stride_xb + i_C
-    dt_C, dy_C, dx_C, ddt_C = dt + plain_C, dy + plain_C, dx + plain_C, ddt + plain_C
-    b_N, c_N = b + row * num_tokens * num_n + n_N, c + row * num_tokens * num_n + n_N
-    dbc += (tl.program_id(0) * tl.num_programs(2) + row) * 2 * num_tokens * num_n
-    l_L = tl.arange(0, CHUNK)
-    da_CN, dskip_C = tl.zeros((C, N), dtype=tl.float32), tl.zeros((C,), dtype=tl.float32)
-    first = k * span // CHUNK
-    last = min(first + span // CHUNK, num_chunks) - 1
-    for back in range(last - first + 1):
-        chunk = last - back
-        t = chunk * CHUNK
-        dts = _rows(dt_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
-        xs = _rows(x_C, t, num_tokens, i_C, num_channels, stride_xt, 1, CHUNK, WHOLE)
-        dys = _rows(dy_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
-        bs = _directions(b_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
-        at = (row * num_chunks + chunk) * size + at_CN
-        at = tl.max_contiguous(states + at, [1, 4])
-        h_CN = tl.load(at, mask=mask_CN, other=0.0).to(tl.float32)
-        decays, kept = (), ()
-        db_LN = tl.zeros((CHUNK, N), dtype=tl.float32)
-        dc_LN = tl.zeros((CHUNK, N), dtype=tl.float32)
-        for j in tl.static_range(CHUNK):
-            decays += (tl.exp2(dts[j][:, None] * a_CN),)  # type: ignore[assignment]
-            kept += (h_CN * decays[j],)  # type: ignore[assignment]
-            h_CN = kept[j] + bs[j][None, :] * (dts[j] * xs[j])[:, None]
-            dc_N = tl.sum(h_CN * dys[j][:, None], 0)
-            dc_LN = tl.where(l_L[:, None] == j, dc_N[None, :], dc_LN)
-        cs = _directions(c_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
-        for j in tl.static_range(CHUNK - 1, -1, -1):
-            there_C = mask_C if WHOLE else _at(t + j, num_tokens, i_C, num_channels)
-            at_t = t * num_channels + j * num_channels
-            g_CN += cs[j][None, :] * dys[j][:, None]
-            db_N = tl.sum(g_CN * (dts[j] * xs[j])[:, None], 0)
-            db_LN = tl.where(l_L[:, None] == j, db_N[None, :], db_LN)
-            worth_CN = g_CN * kept[j]
-            da_CN += worth_CN * dts[j][:, None]
-            along_C = tl.sum(g_CN * bs[j][None, :], 1)
-            dx_of_C = dts[j] * along_C + skip_C * dys[j]
-            tl.store(dx_C + at_t, dx_of_C.to(dx.dtype.element_ty), mask=there_C)
-            ddt_of_C = 0.6931471805599453 * tl.sum(worth_CN * a_CN, 1) + xs[j] * along_C
-            tl.store(ddt_C + at_t, ddt_of_C, mask=there_C)
-            dskip_C += dys[j] * xs[j]
-            g_CN *= decays[j]
-        at_LN = (t + l_L)[:, None] * num_n + n_N[None, :]
-        mask_LN = (t + l_L < num_tokens)[:, None] & mask_N[None, :]
-        tl.store(dbc + at_LN, db_LN.to(dbc.dtype.element_ty), mask=mask_LN)
-        at_LN += num_tokens * num_n
-        tl.store(dbc + at_LN, dc_LN.to(dbc.dtype.element_ty), mask=mask_LN)
-    sums += here * (num_n + 1) * num_channels
-    tl.store(sums + at_CN, da_CN, mask=mask_CN)
-    tl.store(sums + size + i_C, dskip_C, mask=mask_C)

@@ -4,7 +4,8 @@ A program walks over the tokens of some channels with their states in registers.
 channels do not fill the chip, segments of the tokens are walked side by side: once from zeros for
 their ends, once more from the states that these add up to. The backward pass keeps those states and
 the inputs alone: it walks again for the states between chunks, and back for the cotangents between
-spans; from them all spans work side by side. The kernels are in `selective_kernels.py`.
+spans; from them all spans work side by side. The kernels are in `selective_kernels.py` and
+`selective_backward_kernels.py`.
 """
 
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ from torch.autograd.function import once_differentiable
 
 from equilm.ops import selective_kernels as kernels
 from equilm.ops.launch import last_dense
+from equilm.ops.selective_backward_kernels import span_backward
 
-CHUNK = 4  # tokens between two states that the backward pass starts from
-GROUP = 8  # tokens that a walk reads ahead, as memory answers late; some chunks
+CHUNK = 4  # tokens between two states that the backward pass starts from; its kernel says four
+GROUP = 8  # tokens that a walk reads ahead, as memory answers late; it says eight
 WALK_TILE = 128  # numbers of the states that a walk has in a program, which is one warp
 SPAN_TILE = 256  # the same in the backward pass, which holds those of a chunk of tokens
 
@@ -51,7 +53,7 @@ class SelectiveScan(torch.autograd.Function):
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         segments, starts = _segments(inputs), None if first is None else first[:, None]
         if segments > 1:
-            starts, _ = _starts(inputs, first, segments)
+            starts = _starts(inputs, first, segments)
         last = _walk(inputs, starts, segments=segments, y=y)[:, -1]
         ctx.save_for_backward(*inputs, starts)
         ctx.set_materialize_grads(False)
@@ -69,17 +71,20 @@ class SelectiveScan(torch.autograd.Function):
         states = torch.empty(len(x), chunks, *inputs.a.shape, dtype=x.dtype, device=x.device)
         _walk(inputs, starts, segments=1 if starts is None else starts.shape[1], states=states)
         dlast = None if dlast is None else dlast.float().contiguous()
-        back = inputs._replace(x=dy, b=inputs.c)
-        dstates, dfirst = _starts(back, dlast, _spans(inputs), reverse=True)
-        dx, ddt, da, db, dc, dskip = _of_spans(inputs, dy, states, dstates)
-        db, dc = db.to(ctx.types[0]), dc.to(ctx.types[1])
-        return dx, ddt, da, db, dc, dskip, dfirst if ctx.has_first else None
+        spans, dstates = _spans(inputs), None if dlast is None else dlast[:, None]
+        if spans > 1:
+            dstates = _starts(inputs._replace(x=dy, b=inputs.c), dlast, spans, reverse=True)
+        dfirst = None
+        if ctx.has_first:
+            dfirst = torch.empty(len(x), *inputs.a.shape, device=x.device)
+        dx, ddt, da, db, dc, dskip = _of_spans(inputs, dy, states, dstates, spans, dfirst)
+        return dx, ddt, da, db.to(ctx.types[0]), dc.to(ctx.types[1]), dskip, dfirst
 
 
 def _starts(
     inputs: _Inputs, first: Tensor | None, segments: int, *, reverse: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Walk over all segments from zeros; return the state before each, and behind them all.
+) -> Tensor:
+    """Walk over all segments from zeros; return the state before each.
 
     Args:
         inputs: Of the scan; backwards, dy and c in the places of x and b.
@@ -88,12 +93,12 @@ def _starts(
         reverse: Whether it walks back, with cotangents.
 
     Returns:
-        (B, S, I, N) and (B, I, N).
+        (B, S, I, N).
     """
     rows, _, channels = inputs.x.shape
     totals = torch.empty(rows, segments, channels, device=inputs.x.device)
     ends = _walk(inputs, None, segments=segments, totals=totals, reverse=reverse)
-    starts, last = torch.empty_like(ends), torch.empty_like(ends[:, 0])
+    starts = torch.empty_like(ends)
     sizes = _tile(inputs, WALK_TILE)
     kernels.carry[(triton.cdiv(channels, sizes["C"]), rows)](
         ends,
@@ -101,14 +106,13 @@ def _starts(
         inputs.a,
         first,
         starts,
-        last,
         segments,
         channels,
         num_n=inputs.a.shape[1],
         REVERSE=reverse,
         **sizes,
     )
-    return starts, last
+    return starts
 
 
 def _walk(
@@ -158,18 +162,25 @@ def _walk(
     return ends
 
 
-def _of_spans(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of x, dt, a, b, c and skip."""
+def _of_spans(
+    inputs: _Inputs,
+    dy: Tensor,
+    states: Tensor,
+    dstates: Tensor | None,
+    spans: int,
+    dfirst: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """The gradients of x, dt, a, b, c and skip; fills `dfirst`, that of the state before all."""
     x, dt, a, b, c, skip = inputs
     rows, tokens, channels = x.shape
-    size, spans, sizes = a.shape[1], dstates.shape[1], _tile(inputs, SPAN_TILE)
+    size, sizes = a.shape[1], _tile(inputs, SPAN_TILE, least=16)
     blocks = triton.cdiv(channels, sizes["C"])
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     ddt = torch.empty(dt.shape, device=x.device)
     part = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
     dbc = torch.empty(blocks, rows, 2, tokens, size, dtype=part, device=x.device)
     sums = torch.empty(rows, spans, (size + 1) * channels, device=x.device)
-    kernels.span_backward[(blocks, spans, rows)](
+    span_backward[(blocks, spans, rows)](
         x,
         dt,
         a,
@@ -183,6 +194,7 @@ def _of_spans(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> t
         ddt,
         dbc,
         sums,
+        dfirst,
         x.stride(0),
         tokens,
         _segment(tokens, spans),
@@ -199,9 +211,9 @@ def _of_spans(inputs: _Inputs, dy: Tensor, states: Tensor, dstates: Tensor) -> t
     return dx, ddt, da.view(a.shape), db, dc, dskip
 
 
-def _tile(inputs: _Inputs, numbers: int) -> dict[str, int]:
-    """The sizes of a program with so many numbers of the states."""
-    state = triton.next_power_of_2(inputs.a.shape[1])
+def _tile(inputs: _Inputs, numbers: int, *, least: int = 1) -> dict[str, int]:
+    """The sizes of a program with so many numbers of the states; N is at least `least`."""
+    state = max(least, triton.next_power_of_2(inputs.a.shape[1]))
     return {"N": state, "C": max(1, numbers // state), "num_warps": 1, "num_stages": 1}
 
 
@@ -220,10 +232,10 @@ def _segments(inputs: _Inputs) -> int:
 
 
 def _spans(inputs: _Inputs) -> int:
-    """Enough to fill the chip; each leaves sums of its own."""
+    """One where rows and channels fill the chip, which saves a walk; else enough to."""
     rows, tokens, channels = inputs.x.shape
     programs = rows * triton.cdiv(channels, _tile(inputs, SPAN_TILE)["C"])
-    return _parts(tokens, triton.cdiv(8192, programs))
+    return 1 if programs >= 1024 else _parts(tokens, triton.cdiv(8192, programs))
 
 
 def _parts(tokens: int, wanted: int) -> int:

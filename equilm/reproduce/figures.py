@@ -184,11 +184,11 @@ def length(settings: Settings) -> Figure:
     for name in ("S3",) if quick else ("S5", "A5"):
         task = WordProblemConfig(group=name)
         made = trackers.tracker(task, quick=quick)
-        measures = (_far(name, implicit=True),)
+        measures = (_far(name, "implicit-1"),)
         runs.append(Run(name="implicit-1", group=name, recipe=made, measures=measures))
         for rival in trackers.rivals(quick=quick):
             made = trackers.rival(task, rival, quick=quick)
-            measures = (_far(name, implicit=False),)
+            measures = (_far(name, rival),)
             runs.append(Run(name=rival, group=name, recipe=made, measures=measures))
     groups = dict.fromkeys(run.recipe.task for run in runs)
     return Figure(
@@ -240,12 +240,12 @@ def _lengths(lengths: tuple[int, ...], *, window: int) -> Lengths:
     return Lengths(settings=EvaluationConfig(lengths=lengths, windows=(window,)))
 
 
-def _far(group: str, *, implicit: bool) -> Lengths:
+def _far(group: str, model: str) -> Lengths:
     """How far a group's state is tracked: on S5 further by what may still know it there."""
     if group == "S3":
         return _lengths((16, 64, 256, 1000, 2000), window=1)
     lengths: tuple[int, ...] = (64, 256, 1024, 4096)
-    if implicit and group == "S5":
+    if group == "S5" and model in ("implicit-1", "lstm"):
         lengths = (*lengths, 16_384, 65_536)
     # As `equilm evaluate` measures it in docs/state-tracking.md.
     return Lengths(settings=EvaluationConfig(lengths=lengths, batch_size=64, max_steps=12))

@@ -31,6 +31,7 @@ class Column:
         steps: Of the optimizer.
         batch_size: Sequences a step.
         max_tokens: Tokens a step at most.
+        rate: The highest, of the optimizer.
         layers: Of the stack.
         phases: Depth of an implicit model's solve.
         window: Tokens that an implicit model solves at once in the test; `None` for all.
@@ -43,6 +44,7 @@ class Column:
     steps: int
     batch_size: int
     max_tokens: int | None = None
+    rate: float
     layers: int = 2
     phases: tuple[Phase, ...]
     window: int | None = None
@@ -63,6 +65,7 @@ def _quick_columns() -> Iterator[Column]:
         tests=(12, 48),
         steps=150,
         batch_size=32,
+        rate=5e-3,
         layers=1,
         phases=grows,
         window=8,
@@ -119,6 +122,7 @@ def _full_columns() -> Iterator[Column]:
         tests=(32, 128),
         steps=600,
         batch_size=256,
+        rate=2e-3,
         layers=1,
         phases=grows,
         window=8,
@@ -153,9 +157,11 @@ def _full_asking(asks: Column) -> Iterator[Column]:
         asks,
         part="induction",
         task=InductionConfig(),
-        curriculum=_until_learnt(16, 32, 64, 128, 256),
+        # To go on beyond what is learnt is what lets it last for longer sequences.
+        curriculum=replace(_until_learnt(16, 32, 64, 128, 256), until=None),
         tests=(256, 4096),
-        steps=1000,
+        steps=600,
+        rate=5e-3,
     )
     yield replace(
         asks,

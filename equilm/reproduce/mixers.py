@@ -84,7 +84,7 @@ def recipe(mixer: Row, column: Column, *, quick: bool, implicit: bool) -> Recipe
         curriculum=column.curriculum,
         phases=column.phases,
         optim=OptimConfig(
-            rate=5e-3 if quick else 2e-3,
+            rate=column.rate,
             clip=1.0,
             weight_decay=0.0,
             schedule=RateSchedule(shape="linear" if quick else "stable", warmup=0.05),

@@ -4,7 +4,7 @@ Each function picks its Records and draws them, or returns None if there are non
 are `plot.py`. Read next: `maps.py`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -27,6 +27,21 @@ MAX_TOKENS = 48
 
 def accuracy_by_length(records: Iterable[Record]) -> Plot | None:
     """Accuracy against length: a line a model and window, its band from worst to best seed."""
+    caption = (
+        "Each point is all tokens of one test length, not the last ten; a line that stays at the "
+    )
+    caption += "top means that the model knows the state to the very end."
+    return _by_length(records, _mean_and_band, caption)
+
+
+def every_seed_by_length(records: Iterable[Record]) -> Plot | None:
+    """Accuracy against length: a thin line a seed, and a thick one, their median."""
+    caption = "Each point is all tokens of one test length; a thin line is a seed, a thick one the "
+    caption += "median of all."
+    return _by_length(records, _median_and_seeds, caption)
+
+
+def _by_length(records: Iterable[Record], draw: Callable[..., float], caption: str) -> Plot | None:
     records = list(records)
     lines = select.lines(records, "accuracy")
     lengths = {length for by_length in lines.values() for length in by_length}
@@ -39,20 +54,36 @@ def accuracy_by_length(records: Iterable[Record]) -> Plot | None:
         axes.set_title("tokens right, of all")
         ends = {}
         for line, colour in colours(lines).items():
-            seeds = [[select.number(r) for r in at] for at in lines[line].values()]
-            mean, low, high = (np.array([f(each) for each in seeds]) for f in (np.mean, min, max))
-            x = list(lines[line])
-            axes.plot(x, mean, **stroke_of(line), color=colour, clip_on=False)
-            if np.any(low < high):
-                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            ends[select.label(line, lines)] = End(mean[-1], colour, stroke_of(line))
+            end = draw(axes, lines[line], colour, stroke_of(line))
+            ends[select.label(line, lines)] = End(end, colour, stroke_of(line))
         plot.label_ends(axes, ends | _draw_guessing(axes, records, lines), height=2.6)
         mark_trained(axes, records)
-    caption = (
-        "Each point is all tokens of one test length, not the last ten; a line that stays at the "
-    )
-    caption += "top means that the model knows the state to the very end."
     return Plot("accuracy", "Accuracy against length", caption, figure)
+
+
+def _mean_and_band(
+    axes: Axes, by_length: Mapping[int, list[Record]], colour: str, stroke: Mapping[str, Any]
+) -> float:
+    seeds = [[select.number(r) for r in at] for at in by_length.values()]
+    mean, low, high = (np.array([f(each) for each in seeds]) for f in (np.mean, min, max))
+    axes.plot(list(by_length), mean, **stroke, color=colour, clip_on=False)
+    if np.any(low < high):
+        axes.fill_between(list(by_length), low, high, color=colour, alpha=0.15, linewidth=0)
+    return float(mean[-1])
+
+
+def _median_and_seeds(
+    axes: Axes, by_length: Mapping[int, list[Record]], colour: str, stroke: Mapping[str, Any]
+) -> float:
+    seeds: dict[int | None, dict[int, float]] = {}
+    for length, at in by_length.items():
+        for record in at:
+            seeds.setdefault(record.seed, {})[length] = select.number(record)
+    for one in seeds.values():
+        axes.plot(list(one), list(one.values()), color=colour, linewidth=0.7, alpha=0.6)
+    median = [float(np.median([select.number(r) for r in at])) for at in by_length.values()]
+    axes.plot(list(by_length), median, **stroke, color=colour, clip_on=False)
+    return median[-1]
 
 
 def accuracy_by_position(records: Iterable[Record]) -> Plot | None:

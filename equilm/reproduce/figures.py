@@ -191,6 +191,7 @@ def length(settings: Settings) -> Figure:
             measures = (_far(name, rival),)
             runs.append(Run(name=rival, group=name, recipe=made, measures=measures))
     groups = dict.fromkeys(run.recipe.task for run in runs)
+    by_length = curves.accuracy_by_length if quick else curves.every_seed_by_length
     return Figure(
         name="length",
         runs=tuple(runs),
@@ -198,7 +199,7 @@ def length(settings: Settings) -> Figure:
         draw=tuple(
             of_task(build_task(task).name, draw)
             for task in groups
-            for draw in (curves.accuracy_by_length, curves.accuracy_by_position, maps.effort_map)
+            for draw in (by_length, curves.accuracy_by_position, maps.effort_map)
         ),
         tables=(accuracy_table, _last_table, effort_table),
     )

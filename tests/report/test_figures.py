@@ -173,6 +173,20 @@ def test_nothing_to_draw(records: list[Record]) -> None:
     assert figures.draw([r for r in records if r.name == "chance"]) == []
 
 
+def test_a_thin_line_a_seed_and_their_median() -> None:
+    shares = {0: (1.0, 0.4), 1: (0.9, 0.1), 2: (0.8, 0.9)}
+    records = [
+        Record(name="accuracy", value=share, unit="share", model="a", length=length, seed=seed)
+        for seed, both in shares.items()
+        for length, share in zip((64, 256), both, strict=True)
+    ]
+    drawn = curves.every_seed_by_length(records)
+    assert drawn is not None
+    [axes] = drawn.figure.axes
+    found = [tuple(line.get_ydata()) for line in axes.lines]  # type: ignore[arg-type]
+    assert found[:4] == [*shares.values(), (0.9, 0.4)]
+
+
 def test_labels_do_not_overlap() -> None:
     with style():
         _, [axes] = plot.canvas(height=2)

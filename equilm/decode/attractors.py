@@ -80,7 +80,7 @@ def steady(solve: Solve) -> Solve:
 def discover(
     model: LanguageModel,
     *,
-    apart: float = 0.8,
+    apart: float = 0.7,
     max_states: int = 512,
     tolerance: float = 0.05,
     max_steps: int = 12,

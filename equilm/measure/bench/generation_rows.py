@@ -57,7 +57,8 @@ def generation_records(rows: Iterable[Row], place: Place, name: str) -> Iterator
 
 
 def _measure(name: str, row: Row, place: Place) -> list[Record]:
-    model = build(config_of(row.model), place.device)
+    # The cache of attention is of the weights' type; recurrent states stay in float32.
+    model = build(config_of(row.model), place.device).to(place.dtype)
     with torch.no_grad(), place.computing(), prepared(model):
         tokens_B1, state = _prompted(model, row, place)
 

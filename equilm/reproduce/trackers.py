@@ -139,7 +139,10 @@ def size(task: TaskConfig) -> Size:
 
 
 def tracker(task: TaskConfig, *, quick: bool) -> Recipe:
-    """Return the run of the one implicit tracker; in full recipes/s5.toml or recipes/a5.toml."""
+    """Return the run of the one implicit tracker.
+
+    In full recipes/s5.toml, or recipes/a5.toml in steps of 0.8 and without its last phase.
+    """
     made = recipe(task, quick=quick, implicit=True)
     if quick:
         return made

@@ -9,30 +9,14 @@ products of four tokens at once, rounded to the type that they are stored in. Re
 import triton
 import triton.language as tl
 
-from equilm.ops.selective_kernels import _at, _directions, _rows, four
+from equilm.ops.selective_kernels import _at, _directions, _rows
 
 
 @triton.jit
-def _inputs(
-    dt_C,
-    x_C,
-    dy_C,
-    b_N,
-    t,
-    num_tokens,
-    i_C,
-    n_N,
-    num_channels: tl.constexpr,
-    num_n: tl.constexpr,
-    stride_xt: tl.constexpr,
-    CHUNK: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    """dt, x, dy and b of a chunk of tokens from t on."""
-    dts = _rows(dt_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
-    xs = _rows(x_C, t, num_tokens, i_C, num_channels, stride_xt, 1, CHUNK, WHOLE)
-    dys = _rows(dy_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
-    return dts, xs, dys, _directions(b_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
+def _four(parts, FIRST: tl.constexpr, STEP: tl.constexpr):
+    """Four tensors, from the first or back from the last, along two new dimensions, (…, 2, 2)."""
+    one = tl.join(parts[FIRST], parts[FIRST + 2 * STEP])
+    return tl.join(one, tl.join(parts[FIRST + STEP], parts[FIRST + 3 * STEP]))
 
 
 @triton.jit
@@ -95,56 +79,25 @@ def span_backward(
     first = k * span // CHUNK
     last = min(first + span // CHUNK, num_chunks) - 1
     states += row * num_chunks * size
-    at = tl.max_contiguous(states + last * size + at_CN, [1, 4])
-    state_CN = tl.load(at, mask=mask_CN, other=0.0)
-    dts, xs, dys, bs = _inputs(
-        dt_C,
-        x_C,
-        dy_C,
-        b_N,
-        last * CHUNK,
-        num_tokens,
-        i_C,
-        n_N,
-        num_channels,
-        num_n,
-        stride_xt,
-        CHUNK,
-        WHOLE,
-    )
     for back in range(last - first + 1):
         t = (last - back) * CHUNK
-        # As in a walk, what comes next is read while this is computed; the last time the same.
-        ahead = tl.maximum(last - back - 1, first)
-        at = tl.max_contiguous(states + ahead * size + at_CN, [1, 4])
-        next_CN = tl.load(at, mask=mask_CN, other=0.0)
-        next_dts, next_xs, next_dys, next_bs = _inputs(
-            dt_C,
-            x_C,
-            dy_C,
-            b_N,
-            ahead * CHUNK,
-            num_tokens,
-            i_C,
-            n_N,
-            num_channels,
-            num_n,
-            stride_xt,
-            CHUNK,
-            WHOLE,
-        )
-        h_CN = state_CN.to(tl.float32)
+        dts = _rows(dt_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
+        xs = _rows(x_C, t, num_tokens, i_C, num_channels, stride_xt, 1, CHUNK, WHOLE)
+        dys = _rows(dy_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
+        bs = _directions(b_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
+        at = tl.max_contiguous(states + (last - back) * size + at_CN, [1, 4])
+        h_CN = tl.load(at, mask=mask_CN, other=0.0).to(tl.float32)
         decays, kept, dcs = (), (), ()
         for j in tl.static_range(CHUNK):
             decays += (tl.exp2(dts[j][:, None] * a_CN),)  # type: ignore[assignment]
             kept += (h_CN * decays[j],)  # type: ignore[assignment]
             h_CN = kept[j] + bs[j][None, :] * (dts[j] * xs[j])[:, None]
-            dcs += ((h_CN * dys[j][:, None]).to(part),)  # type: ignore[assignment]
+            dcs += (h_CN * dys[j][:, None],)  # type: ignore[assignment]
         cs = _directions(c_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
         dbs, dxs, ddts = (), (), ()
         for j in tl.static_range(CHUNK - 1, -1, -1):
             g_CN += cs[j][None, :] * dys[j][:, None]
-            dbs += ((g_CN * (dts[j] * xs[j])[:, None]).to(part),)  # type: ignore[assignment]
+            dbs += (g_CN * (dts[j] * xs[j])[:, None],)  # type: ignore[assignment]
             worth_CN = g_CN * kept[j]
             da_CN += worth_CN * dts[j][:, None]
             along_C = tl.sum(g_CN * bs[j][None, :], 1)
@@ -155,19 +108,18 @@ def span_backward(
             g_CN *= decays[j]
         at_CL = plain_C[:, None] + (t + l_L)[None, :] * num_channels
         mask_CL = mask_C[:, None] & (t + l_L < num_tokens)[None, :]
-        dx_CL = tl.reshape(four(dxs, 3, -1), (C, CHUNK))
+        dx_CL = tl.reshape(_four(dxs, 3, -1), (C, CHUNK))
         tl.store(dx + at_CL, dx_CL.to(dx.dtype.element_ty), mask=mask_CL)
-        ddt_CL = tl.reshape(four(ddts, 3, -1), (C, CHUNK))
+        ddt_CL = tl.reshape(_four(ddts, 3, -1), (C, CHUNK))
         tl.store(ddt + at_CL, ddt_CL, mask=mask_CL)
-        db_CNJJ = four(dbs, 3, -1)
-        dc_CNJJ = four(dcs, 0, 1)
+        db_CNJJ = _four(dbs, 3, -1)
+        dc_CNJJ = _four(dcs, 0, 1)
         each_CKJJN = tl.permute(tl.join(db_CNJJ, dc_CNJJ), (0, 4, 2, 3, 1))
-        each_QN = tl.reshape(each_CKJJN, (C * 2 * CHUNK, N))
+        each_QN = tl.reshape(each_CKJJN.to(part), (C * 2 * CHUNK, N))
         all_ZN = tl.dot(picks_ZQ, each_QN, input_precision="tf32x3")
         there_Z = (z_Z < 2 * CHUNK) & (t + z_Z % CHUNK < num_tokens)
         at_ZN = (t + token_Z)[:, None] * num_n + n_N[None, :]
         tl.store(dbc + at_ZN, all_ZN.to(part), mask=there_Z[:, None] & mask_N[None, :])
-        state_CN, dts, xs, dys, bs = next_CN, next_dts, next_xs, next_dys, next_bs
     sums += here * (num_n + 1) * num_channels
     tl.store(sums + at_CN, da_CN, mask=mask_CN)
     tl.store(sums + size + i_C, dskip_C, mask=mask_C)

@@ -68,13 +68,6 @@ def _directions(
 
 
 @triton.jit
-def four(parts, FIRST: tl.constexpr, STEP: tl.constexpr):
-    """Every STEP-th of some tensors, four of them in order along two new dimensions, (…, 2, 2)."""
-    one = tl.join(parts[FIRST], parts[FIRST + 2 * STEP])
-    return tl.join(one, tl.join(parts[FIRST + STEP], parts[FIRST + 3 * STEP]))
-
-
-@triton.jit
 def walk(
     x,
     dt,
@@ -122,7 +115,6 @@ def walk(
     if y is not None:
         y_C = y + row * num_tokens * num_channels + i_C
         skip_C = tl.load(skip + i_C, mask=mask_C, other=0.0)
-    g_G = tl.arange(0, GROUP)
     STEP: tl.constexpr = -1 if REVERSE else 1
     stop = min(segment, tl.cdiv(num_tokens - k * segment, GROUP) * GROUP)
     t = k * segment + (stop - 1 if REVERSE else 0)
@@ -141,7 +133,6 @@ def walk(
         next_bs = _directions(b_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
         if y is not None:
             next_cs = _directions(c_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
-        ys = ()
         for j in tl.static_range(GROUP):
             if states is not None and j % CHUNK == 0:
                 at = (row * num_chunks + (t + j) // CHUNK) * size + at_CN
@@ -157,15 +148,10 @@ def walk(
             if totals is not None:
                 total_C += dts[j]
             if y is not None:
-                ys += (tl.sum(h_CN * cs[j][None, :], 1) + skip_C * xs[j],)  # type: ignore[assignment]
-        if y is not None:
-            # Stored at once, since one by one each lane's is converted alone and waits for others.
-            first, second = four(ys, 0, 2), four(ys, 1, 2)
-            y_CG = tl.reshape(tl.join(first, second), (C, GROUP)).to(y.dtype.element_ty)
-            mask_CG = mask_C[:, None]
-            if not WHOLE:
-                mask_CG = mask_CG & (t + g_G < num_tokens)[None, :]
-            tl.store(y_C[:, None] + (t + g_G)[None, :] * num_channels, y_CG, mask=mask_CG)
+                y_of_C = tl.sum(h_CN * cs[j][None, :], 1) + skip_C * xs[j]
+                kept_C = mask_C if WHOLE else _at(t + j * STEP, num_tokens, i_C, num_channels)
+                at_t = t * num_channels + j * STEP * num_channels
+                tl.store(y_C + at_t, y_of_C.to(y.dtype.element_ty), mask=kept_C)
         t += GROUP * STEP
         dts, xs, bs = next_dts, next_xs, next_bs
         if y is not None:

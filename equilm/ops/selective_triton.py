@@ -20,9 +20,10 @@ from equilm.ops.launch import last_dense
 from equilm.ops.selective_backward_kernels import span_backward
 
 CHUNK = 4  # tokens between two states that the backward pass starts from; its kernel says four
-GROUP = 8  # tokens that a walk reads ahead, as memory answers late; it says eight
+GROUP = 8  # tokens that a walk reads ahead, as memory answers late; some chunks
 WALK_TILE = 128  # numbers of the states that a walk has in a program, which is one warp
 SPAN_TILE = 256  # the same in the backward pass, which holds those of a chunk of tokens
+SPAN_REGISTERS = 168  # of a thread there: three warps in place of two wait for memory
 
 
 class _Inputs(NamedTuple):
@@ -204,6 +205,7 @@ def _of_spans(
         num_n=size,
         CHUNK=CHUNK,
         WHOLE=_whole(inputs, sizes),
+        maxnreg=SPAN_REGISTERS,
         **sizes,
     )
     da, dskip = sums.sum((0, 1)).split([size * channels, channels])

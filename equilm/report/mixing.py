@@ -49,12 +49,13 @@ def mixer_curves(records: Iterable[Record]) -> Plot | None:
 def _generation(axes: Axes, rows: list[Measured]) -> None:
     lines: dict[str, dict[int, float]] = {}
     for row in rows:
-        lines.setdefault(row.record.model, {})[row.record.batch or 1] = row.values["speed"]
+        name = row.record.model.removeprefix("explicit-")
+        lines.setdefault(name, {})[row.record.batch or 1] = row.values["speed"]
     # The colour of each model's mixer, in the order of its panel.
     _draw(axes, lines, LINES)
     axes.set_title("generated tokens a second")
     plot.length_axis(axes, {batch for line in lines.values() for batch in line}, "sequences")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="lower right", handlelength=1.0)
 
 
 def _draw(axes: Axes, lines: Lines, colours: Iterable[str]) -> None:

@@ -22,12 +22,16 @@ KINDS = ["linear_attention", "delta", "product", "fading"]
 
 def make(kind: str, tokens: int, dtype: torch.dtype, size: int = 32) -> list[Tensor]:
     """What one of the kernels is given, exact in `dtype`, with two starts in a row; H = 2."""
+    generator = torch.Generator().manual_seed(tokens)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(2, *shape, device=DEVICE).to(dtype).float()
+        return torch.randn(2, *shape, generator=generator).to(DEVICE, dtype).float()
+
+    def share(*shape: int) -> Tensor:
+        return torch.rand(2, tokens, *shape, generator=generator).to(DEVICE)
 
     def fading(*shape: int) -> Tensor:
-        log_decay_BTX = -20 * torch.rand(2, tokens, *shape, device=DEVICE).pow(4)
+        log_decay_BTX = -20 * share(*shape).pow(4)
         log_decay_BTX[:, tokens // 2 :][:, :2] = -torch.inf
         return log_decay_BTX
 
@@ -37,7 +41,7 @@ def make(kind: str, tokens: int, dtype: torch.dtype, size: int = 32) -> list[Ten
         return [q_BTHN, k_BTHN.to(dtype).float(), v_BTHP, fading(2, size), state_BHNP]
     steps = 1 if kind == "delta" else 2
     k_BTJHN = normalize(draw(tokens, steps, 2, size), dim=-1).to(dtype).float()
-    beta_BTJH = 2 * torch.rand(2, tokens, steps, 2, device=DEVICE)
+    beta_BTJH = 2 * share(steps, 2)
     decays = [fading(2)] if kind == "fading" else []
     v_BTJHP = draw(tokens, steps, 2, size + 1)
     return [q_BTHN, k_BTJHN, v_BTJHP, beta_BTJH, *decays, state_BHNP]
@@ -153,11 +157,13 @@ def test_the_choice_on_a_gpu() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_holds_them(kind: str) -> None:
     inputs, ours = make(kind, 70, torch.bfloat16), functions(kind, torch.bfloat16)[0]
-    leaves = [tensor.requires_grad_() for tensor in inputs]
 
     def run() -> list[Tensor]:
+        # Leaves that autograd has met outside would tie the graph to the stream there.
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
         y_BTHP, last_BHNP = ours(*leaves)
-        return [y_BTHP, *torch.autograd.grad(y_BTHP.sum() + last_BHNP.sum(), leaves)]
+        gradients = torch.autograd.grad(y_BTHP.sum() + last_BHNP.sum(), leaves)
+        return [y_BTHP.detach(), last_BHNP.detach(), *gradients]
 
     expected = run()
     graph = torch.cuda.CUDAGraph()

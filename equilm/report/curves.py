@@ -80,7 +80,7 @@ def _median_and_seeds(
         for record in at:
             seeds.setdefault(record.seed, {})[length] = select.number(record)
     for one in seeds.values():
-        axes.plot(list(one), list(one.values()), color=colour, linewidth=0.7, alpha=0.6)
+        axes.plot(list(one), list(one.values()), color=colour, linewidth=0.9, alpha=0.7)
     median = [float(np.median([select.number(r) for r in at])) for at in by_length.values()]
     axes.plot(list(by_length), median, **stroke, color=colour, clip_on=False)
     return median[-1]

@@ -137,7 +137,8 @@ def reader(
     implicit: bool = False,
     mixer: MixerConfig | None = None,
     length: int = 512,
-    steps: int = 6000,
+    steps: int = 5700,
+    dropout: float = 0.0,
 ) -> Recipe:
     """Return a training run of a model that answers questions about stories.
 
@@ -149,6 +150,7 @@ def reader(
         mixer: Mamba2 if left out.
         length: Words a row.
         steps: Of the optimizer, if not quick.
+        dropout: Behind each mixer, if not quick, in [0, 1).
     """
     made = trackers.recipe(
         task,
@@ -164,8 +166,7 @@ def reader(
     if quick:
         return made
     assert isinstance(made.model, ModelConfig)
-    # Some tasks have few stories: they are learnt by heart without.
-    model = replace(made.model, dropout=0.1)
+    model = replace(made.model, dropout=dropout)
     if model.equilibrium is not None:
         # Above the sweeps of every phase, so that a step is one CUDA graph.
         solve = replace(model.equilibrium.solve, check_every=32)
@@ -188,7 +189,8 @@ def _readers(
     task: TaskConfig, measures: tuple[Measurement, ...], group: str, *, quick: bool
 ) -> tuple[Run, ...]:
     """An implicit layer, and explicit models beside it."""
-    make = partial(reader, task, quick=quick, length=256 if quick else 512, steps=3000)
+    length = 256 if quick else 512
+    make = partial(reader, task, quick=quick, length=length, steps=3000, dropout=0.1)
     models = {"implicit-1": make(layers=1, implicit=True), "explicit-1": make(layers=1)}
     if not quick:
         models["implicit-2"] = make(layers=2, implicit=True)

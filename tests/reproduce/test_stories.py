@@ -56,3 +56,8 @@ def test_the_implicit_layer_is_the_recipe_that_is_shipped(figure: str, name: str
     shipped = config.load(Recipe, Path(__file__).parents[2] / f"recipes/tasks/{name}.toml")
     made = {run.name: run.recipe for run in FIGURES[figure](Settings(data=Path("data"))).runs}
     assert replace(made["implicit-1"], task=shipped.task) == shipped
+    # Models are compared, so that they are trained alike.
+    assert isinstance(shipped.model, ModelConfig)
+    for one in made.values():
+        assert isinstance(one.model, ModelConfig)
+        assert (one.steps, one.model.dropout) == (shipped.steps, shipped.model.dropout)

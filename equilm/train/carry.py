@@ -49,6 +49,7 @@ def begun(
     length: int,
     limit: int,
     noise: float = 0.0,
+    mix: float = 0.0,
 ) -> Carried:
     """Return where rows begin: where they ended, or anew.
 
@@ -60,15 +61,31 @@ def begun(
         length: Tokens of this step …
         limit: … with which no row may come to more than these; one that would begins anew.
         noise: As for `fresh_state`.
+        mix: At most this share of another row's state is mixed into one that goes on.
     """
     fresh = fresh_state(model, rows=rows, capacity=max(length, limit), noise=noise)
     if before is None or _shapes(before.state) != _shapes(fresh):
         nothing_B = torch.zeros(rows, dtype=torch.int64)
         return Carried(fresh, nothing_B, nothing_B)
     anew_B = (before.length_B == 0) | (before.length_B + length > limit)
-    state = tree.select(anew_B.to(model.embedding.device), fresh, before.state)
+    state = _mixed(before.state, ~anew_B, mix) if mix else before.state
+    state = tree.select(anew_B.to(model.embedding.device), fresh, state)
     known_B, length_B = (part.masked_fill(anew_B, 0) for part in before[1:])
     return Carried(state, known_B, length_B)
+
+
+def _mixed(state: State, goes_on_B: Tensor, most: float) -> State:
+    """Mix some of another row's state into each, where both go on."""
+    other_B = torch.randperm(len(goes_on_B))
+    share_B = most * torch.rand(len(goes_on_B)) * (goes_on_B & goes_on_B[other_B])
+
+    def mixed(part: Tensor) -> Tensor:
+        if not part.is_floating_point():
+            return part
+        share = share_B.to(part).view(-1, *[1] * (part.ndim - 1))
+        return part.lerp(part[other_B.to(part.device)], share)
+
+    return tree.map_(mixed, state)
 
 
 def _shapes(state: State) -> list[torch.Size]:

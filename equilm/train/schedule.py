@@ -73,6 +73,8 @@ class Phase:
             ended in; no gradient goes back there. It begins anew where the next step would take it
             beyond, or its last answer was wrong. `None` begins every row anew. Read for explicit
             models as well.
+        carry_mix: At most this share of another row's state, drawn anew for each row and step, is
+            mixed into one that goes on, in [0, 0.5): what the row itself was has to win.
     """
 
     share: float = 0.0
@@ -84,6 +86,7 @@ class Phase:
     window: int | None = None
     precision: Literal["full", "fp8"] | None = None
     carry: int | None = None
+    carry_mix: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
@@ -96,6 +99,8 @@ class Phase:
             raise ValueError(f"phantom_steps: expected an integer >= 1, got {self.phantom_steps}")
         if not self.residual_weight >= 0:
             raise ValueError(f"residual_weight: expected a number >= 0, got {self.residual_weight}")
+        if not 0 <= self.carry_mix < 0.5:
+            raise ValueError(f"carry_mix: expected a share in [0, 0.5), got {self.carry_mix}")
         for name in ("window", "carry"):
             value = getattr(self, name)
             if value is not None and value < 1:

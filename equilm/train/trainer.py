@@ -162,12 +162,12 @@ class Trainer:
             return found, None
         rows, length = batch.tokens_BT.shape
         begin = carry.begun(
-            self.model,
-            self.position.carried,
+            *(self.model, self.position.carried),
             rows=rows,
             length=length,
             limit=phase.carry,
             noise=self.recipe.state_noise,
+            mix=phase.carry_mix,
         )
         batch, known_B = self.task.follow(batch, begin.known_B)
         found = accumulate(

@@ -27,7 +27,7 @@ RECIPE = replace(
     curriculum=FixedLengths(lengths=(3, 4), shares=(0.0, 0.2)),
     phases=(
         Phase(max_steps=4, phantom_steps=2),
-        Phase(share=0.2, max_steps=4, phantom_steps=2, window=2, carry=11),
+        Phase(share=0.2, max_steps=4, phantom_steps=2, window=2, carry=11, carry_mix=0.3),
     ),
 )
 
@@ -153,3 +153,24 @@ def test_what_cannot_carry_is_told(tmp_path: Path) -> None:
         Trainer(recipe, tmp_path / "run")
     with pytest.raises(ConfigError, match="carry: expected an integer >= 1, got 0"):
         decode(Recipe, {"phases": [{"carry": 0}]})
+    with pytest.raises(ConfigError, match=r"carry_mix: expected a share in \[0, 0.5\), got 0.5"):
+        decode(Recipe, {"phases": [{"carry": 11, "carry_mix": 0.5}]})
+
+
+def test_rows_that_go_on_hold_some_of_another_and_most_of_their_own() -> None:
+    model = model_of(RECIPE)
+    own_B = torch.tensor([1.0, 2.0, 3.0, 4.0, 1000.0, 6.0])
+    like = model.init_state(6, 1)
+    state = tree.map_(lambda part: own_B.view(-1, *[1] * (part.ndim - 1)).expand_as(part), like)
+    length_B = torch.tensor([4, 4, 4, 4, 0, 4])
+    before = carry.Carried(state, torch.zeros(6, dtype=torch.int64), length_B)
+    begin = carry.begun(model, before, rows=6, length=4, limit=11, mix=0.4)
+    shares = []
+    for leaf in tree.leaves(begin.state):
+        held_B = leaf.flatten(1)
+        assert held_B.equal(held_B[:, :1].expand_as(held_B)) and not held_B[4].any()
+        shares.append(held_B[:, 0] - own_B)
+    assert all(share.equal(shares[0]) for share in shares)
+    # None is of the fifth, which begins anew.
+    moved_B = shares[0][length_B > 0]
+    assert moved_B.any() and moved_B.abs().max() <= 0.4 * 5

@@ -159,9 +159,8 @@ class DeltaNet(Mixer):
             starts_BT=starts_BT,
         )
         beta_BTJH, log_decay_BTH = masked(*self._rates(rate_BTX, fade_BTH), valid_B, starts_BT)
-        fades = self.config.forget_gate or starts_BT is not None
         y_BTHP, memory_BHNP = delta_rule(
-            *self._parts(qkv_BTC), beta_BTJH, log_decay_BTH if fades else None, memory_BHNP
+            *self._parts(qkv_BTC), beta_BTJH, log_decay_BTH, memory_BHNP
         )
         y_BTD = self.output(y_BTHP, gate_BTI if self.config.output_gate else None)
         return y_BTD, DeltaState(window_BWC, memory_BHNP)

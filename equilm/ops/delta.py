@@ -8,6 +8,9 @@ reflections make any rotation of J dimensions. In chunks it is linear attention 
 one triangular system corrects. Read `equilm/nn/deltanet.py` next.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +27,7 @@ def delta_rule(
     k_BTJHN: Tensor,
     v_BTJHP: Tensor,
     beta_BTJH: Tensor,
-    log_decay_BTH: Tensor | None,
+    log_decay_BTH: Tensor,
     state_BHNP: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """S ← a_t S, then J times S ← S + β k (v − Sᵀ k)ᵀ;  y_t = S_tᵀ q_t.
@@ -34,8 +37,7 @@ def delta_rule(
         k_BTJHN: (B, T, J, H, N) keys of length 1, or 0.
         v_BTJHP: (B, T, J, H, P) values.
         beta_BTJH: (B, T, J, H) rates in [0, 2]; beyond, states grow.
-        log_decay_BTH: (B or 1, T or 1, H or 1) log a ≤ 0; −∞ empties the state; `None` means
-            that nothing fades.
+        log_decay_BTH: (B or 1, T or 1, H or 1) log a ≤ 0; −∞ empties the state.
         state_BHNP: (B, H, N, P) initial state; `None` means zeros.
 
     Returns:
@@ -45,16 +47,13 @@ def delta_rule(
     arXiv 2411.12537 (β to 2); Siems et al. 2025, arXiv 2502.10297 (J steps). On a GPU, in half
     precision: `fla.py`.
     """
-    half = fla.half_type(v_BTJHP) if q_BTHN.shape[3] <= fla.MAX_KEYS else None
+    run: Callable[..., tuple[Tensor, Tensor]]
     run = delta_rule_sequential if q_BTHN.shape[1] == 1 else delta_rule_chunked
-    inputs = q_BTHN, k_BTJHN, v_BTJHP, beta_BTJH
+    if q_BTHN.shape[3] <= fla.MAX_KEYS and (half := fla.half_type(v_BTJHP)):
+        run = partial(fla.delta_rule_fla, dtype=half)
     # Autocast would compute the matrix products, and so the state, in half precision.
     with torch.autocast(q_BTHN.device.type, enabled=False):
-        if half is not None:
-            return fla.delta_rule_fla(*inputs, log_decay_BTH, state_BHNP, dtype=half)
-        if log_decay_BTH is None:
-            log_decay_BTH = beta_BTJH.new_zeros(1, 1, 1)
-        return run(*inputs, log_decay_BTH, state_BHNP)
+        return run(q_BTHN, k_BTJHN, v_BTJHP, beta_BTJH, log_decay_BTH, state_BHNP)
 
 
 def delta_rule_sequential(

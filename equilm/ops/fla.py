@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MAX_KEYS = 256  # of the kernels of the delta rule
+MAX_KEYS = 256  # of the kernel of the delta rule
 # Logarithm of a decay that leaves nothing in float32; sums of −∞ would not be numbers.
 LEAST = -40.0
 
 
 class _Kernels(NamedTuple):
     gla: Callable[..., tuple[Tensor, Tensor]]
-    delta: Callable[..., tuple[Tensor, Tensor]]
     kda: Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -77,27 +76,25 @@ def delta_rule_fla(
     k_BTJHN: Tensor,
     v_BTJHP: Tensor,
     beta_BTJH: Tensor,
-    log_decay_BTH: Tensor | None,
+    log_decay_BTH: Tensor,
     state_BHNP: Tensor | None = None,
     *,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """As `delta_rule`, but the products of queries, keys and values are in `dtype`.
 
-    Source: `chunk_delta_rule`, and where something fades `chunk_kda`, of flash-linear-attention:
-    its `chunk_gated_delta_rule` is wrong on an H100 with Triton 3.4 to 3.7, and refuses to work.
+    Source: `chunk_kda` of flash-linear-attention. On an H200 with Triton 3.6 its faster
+    `chunk_delta_rule` is wrong for heads of 32, differently each time, and
+    `chunk_gated_delta_rule` refuses to work.
     """
     steps = k_BTJHN.shape[2]
+    log_decay_BTHN = log_decay_BTH.float().clamp(min=LEAST)[..., None].expand(q_BTHN.shape)
     # A token of J steps is J tokens: the first fades, the last asks.
-    q_BLHN = _among(q_BTHN.to(dtype), steps, steps - 1)
-    parts = [q_BLHN, k_BTJHN.flatten(1, 2).to(dtype), v_BTJHP.flatten(1, 2).to(dtype)]
-    kernel = _kernels().delta
-    if log_decay_BTH is not None:
-        kernel = _kernels().kda
-        log_decay_BTHN = log_decay_BTH.float().clamp(min=LEAST)[..., None].expand(q_BTHN.shape)
-        parts.append(_among(log_decay_BTHN, steps, 0))
-    y_BLHP, last_BHNP = kernel(
-        *parts,
+    y_BLHP, last_BHNP = _kernels().kda(
+        _among(q_BTHN.to(dtype), steps, steps - 1),
+        k_BTJHN.flatten(1, 2).to(dtype),
+        v_BTJHP.flatten(1, 2).to(dtype),
+        _among(log_decay_BTHN, steps, 0),
         beta_BTJH.flatten(1, 2).float(),
         scale=1.0,
         initial_state=state_BHNP,
@@ -119,18 +116,17 @@ def _among(x_BTHX: Tensor, steps: int, place: int) -> Tensor:
 def _kernels() -> _Kernels:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from fla.ops.delta_rule import chunk_delta_rule
         from fla.ops.gla import chunk_gla
         from fla.ops.kda import chunk_kda
     _settle()
-    return _Kernels(chunk_gla, chunk_delta_rule, chunk_kda)
+    return _Kernels(chunk_gla, chunk_kda)
 
 
 def _settle() -> None:
-    """Leave each kernel that these three may call one configuration."""
+    """Leave each kernel that these two may call one configuration."""
     from triton.runtime.autotuner import Autotuner
 
-    rooms = tuple(f"fla.ops.{room}." for room in ("common", "delta_rule", "gla", "kda", "utils"))
+    rooms = tuple(f"fla.ops.{room}." for room in ("common", "gla", "kda", "utils"))
     for name, module in list(sys.modules.items()):
         for kernel in vars(module).values() if name.startswith(rooms) else ():
             while not isinstance(kernel, Autotuner) and hasattr(kernel, "fn"):

@@ -45,10 +45,10 @@ def linear_attention(
     run: Callable[..., tuple[Tensor, Tensor]]
     run = linear_attention_sequential if q_BTHN.shape[1] == 1 else linear_attention_chunked
     one_a_head = log_decay_BTHX.numel() == log_decay_BTHX.shape[2]
-    if q_BTHN.is_cuda and q_BTHN.shape[1] > 1 and one_a_head:
-        run = linear_attention_by_scan
-    elif half := fla.half_type(v_BTHP):
+    if half := fla.half_type(v_BTHP):
         run = partial(fla.linear_attention_fla, dtype=half)
+    elif q_BTHN.is_cuda and q_BTHN.shape[1] > 1 and one_a_head:
+        run = linear_attention_by_scan
     # Autocast would compute the matrix products, and so the state, in half precision.
     with torch.autocast(q_BTHN.device.type, enabled=False):
         return run(q_BTHN, k_BTHN, v_BTHP, log_decay_BTHX, state_BHNP)

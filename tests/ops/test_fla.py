@@ -17,7 +17,7 @@ from tests.tolerance import assert_close
 
 Function = Callable[..., tuple[Tensor, Tensor]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KINDS = ["linear_attention", "delta", "product", "fading"]
+KINDS = ["linear_attention", "delta", "product"]
 
 
 def make(kind: str, tokens: int, dtype: torch.dtype, size: int = 32) -> list[Tensor]:
@@ -42,22 +42,15 @@ def make(kind: str, tokens: int, dtype: torch.dtype, size: int = 32) -> list[Ten
     steps = 1 if kind == "delta" else 2
     k_BTJHN = normalize(draw(tokens, steps, 2, size), dim=-1).to(dtype).float()
     beta_BTJH = 2 * share(steps, 2)
-    decays = [fading(2)] if kind == "fading" else []
     v_BTJHP = draw(tokens, steps, 2, size + 1)
-    return [q_BTHN, k_BTJHN, v_BTJHP, beta_BTJH, *decays, state_BHNP]
+    return [q_BTHN, k_BTJHN, v_BTJHP, beta_BTJH, fading(2), state_BHNP]
 
 
 def functions(kind: str, dtype: torch.dtype) -> tuple[Function, Function]:
     """The kernels' function and its twin, of the tensors that `make` gives."""
     if kind == "linear_attention":
         return partial(fla.linear_attention_fla, dtype=dtype), linear_attention_sequential
-    if kind == "fading":
-        return partial(fla.delta_rule_fla, dtype=dtype), delta_rule_sequential
-    zero_111 = torch.zeros(1, 1, 1, device=DEVICE)
-    return (
-        lambda q, k, v, beta, state: fla.delta_rule_fla(q, k, v, beta, None, state, dtype=dtype),
-        lambda q, k, v, beta, state: delta_rule_sequential(q, k, v, beta, zero_111, state),
-    )
+    return partial(fla.delta_rule_fla, dtype=dtype), delta_rule_sequential
 
 
 @pytest.fixture
@@ -75,12 +68,7 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
         g, state = g[..., 0], how["initial_state"]
         return delta_rule_sequential(q, k[:, :, None], v[:, :, None], beta[:, :, None], g, state)
 
-    def delta(
-        q: Tensor, k: Tensor, v: Tensor, beta: Tensor, **how: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return kda(q, k, v, torch.zeros_like(q), beta, **how)
-
-    kernels = SimpleNamespace(gla=gla, delta=delta, kda=kda)
+    kernels = SimpleNamespace(gla=gla, kda=kda)
     monkeypatch.setattr("equilm.ops.fla._kernels", lambda: kernels)
 
 
@@ -95,11 +83,11 @@ def test_they_are_given_what_they_ask_for(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("imitated")
-@pytest.mark.parametrize("kind", ["linear_attention", "fading"])
+@pytest.mark.parametrize("kind", ["linear_attention", "product"])
 def test_they_are_chosen_where_a_half_type_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("equilm.ops.fla.half_type", lambda v_BTX: torch.bfloat16)
     inputs = make(kind, 20, torch.float32, size=4)
-    run: Function = delta_rule if kind == "fading" else linear_attention
+    run: Function = delta_rule if kind == "product" else linear_attention
     got, expected = run(*inputs), functions(kind, torch.bfloat16)[0](*inputs)
     exact = functions(kind, torch.float32)[0](*inputs)
     for one, other, third in zip(got, expected, exact, strict=True):

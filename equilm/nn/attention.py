@@ -134,8 +134,9 @@ def check_room(state: State, tokens: int) -> None:
 
 def _slots(starts_BT: Tensor, before: Tensor | int) -> tuple[Tensor, Tensor]:
     """The slot of each token, and that of the first token of its document."""
-    before_B1 = torch.as_tensor(before, device=starts_BT.device).view(-1, 1)
-    slot_BT = before_B1 + torch.arange(starts_BT.shape[1], device=starts_BT.device)
+    slot_BT = torch.arange(starts_BT.shape[1], device=starts_BT.device).expand_as(starts_BT)
+    # A number stays one: a tensor made of it would have to be copied to the device.
+    slot_BT = slot_BT + (before if isinstance(before, int) else before.view(-1, 1))
     return slot_BT, slot_BT.where(starts_BT, 0).cummax(dim=1).values
 
 

@@ -42,8 +42,9 @@ def attend(
     mask_B1TS = None
     if not is_causal and (tokens > 1 or isinstance(before, Tensor) or first_BT is not None):
         device = query_BTHP.device
-        first_B111 = torch.as_tensor(before, device=device).view(-1, 1, 1, 1)
-        last_B1T1 = first_B111 + torch.arange(tokens, device=device)[:, None]
+        # A number stays one: a graph holds no copy of a tensor made of it to the device.
+        first_B111 = before if isinstance(before, int) else before.view(-1, 1, 1, 1)
+        last_B1T1 = torch.arange(tokens, device=device).view(1, 1, -1, 1) + first_B111
         mask_B1TS = torch.arange(slots, device=device) <= last_B1T1
         if first_BT is not None:
             mask_B1TS = mask_B1TS & (

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from equilm import tree
+from equilm.nn.attention import Attention
 from equilm.nn.equilibrium import Equilibrium, observed
 from equilm.nn.linear import prepared
 from equilm.nn.mixer import Mixer, State
@@ -55,7 +56,7 @@ class Capture:
             starts_BT: (B, T) bool, tokens that open a document; as `Mixer.forward`.
         """
         key = self._key_of(x_BTD, state, starts_BT)
-        if key not in self._seen or not self._can_record(x_BTD, state):
+        if key not in self._seen or not self._can_record(x_BTD, state, starts_BT):
             # The first time compiles kernels, which a graph cannot hold.
             self._seen.add(key)
             found: tuple[Tensor, State] = self.core(x_BTD, state, *_behind(starts_BT))
@@ -66,13 +67,15 @@ class Capture:
         recorded: tuple[Tensor, State] = self._run(x_BTD, state, starts_BT)
         return recorded
 
-    def _can_record(self, x_BTD: Tensor, state: State) -> bool:
+    def _can_record(self, x_BTD: Tensor, state: State, starts_BT: Tensor | None) -> bool:
         """An exact gradient and a solve in pieces let the host decide in between."""
         if not torch.is_grad_enabled():
             return False  # there is no backward pass to record
         if any(leaf.requires_grad or not leaf.is_floating_point() for leaf in tree.leaves(state)):
             # A buffer that grows would be copied whole for every call.
             return False
+        if starts_BT is not None and any(isinstance(m, Attention) for m in self.core.modules()):
+            return False  # it asks nothing, but was never recorded on a GPU so
         if not isinstance(self.core, Equilibrium):
             return True
         window = self.core.solve.window or x_BTD.shape[1]

@@ -54,7 +54,8 @@ def _generation(axes: Axes, rows: list[Measured]) -> None:
     # The colour of each model's mixer, in the order of its panel.
     _draw(axes, lines, LINES)
     axes.set_title("generated tokens a second")
-    plot.length_axis(axes, {batch for line in lines.values() for batch in line}, "sequences")
+    batches = max(lines.values(), key=len)
+    plot.length_axis(axes, sorted(batches, reverse=True)[::2], "sequences")
     axes.legend(frameon=False, loc="lower right", handlelength=1.0)
 
 

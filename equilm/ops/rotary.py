@@ -127,11 +127,13 @@ def _angles(
 ) -> Tensor:
     """[cos | cos | −sin | sin] of the tokens' angles, (B or 1, T, 1, 2P)."""
     tokens, half = x_BTHP.shape[1], x_BTHP.shape[3] // 2
-    if position_BT is not None:
+    if position_BT is not None and (position_BT.is_cuda or isinstance(before, Tensor)):
         # Which positions there are is for the device alone to know, so that graphs may hold this.
         return _of_positions(position_BT[:, :, None], half, theta, dtype)
     end = tokens + (before if isinstance(before, int) else int(before.max()))
     table_S1P = _table(_power_of_2(end), half, theta, dtype)
+    if position_BT is not None:  # in a document, so not behind the place in the row
+        return table_S1P[position_BT]
     if isinstance(before, int):
         return table_S1P[None, before:end].to(x_BTHP.device)
     return table_S1P.to(x_BTHP.device)[_slots(before, tokens)]

@@ -79,6 +79,8 @@ def by_sweeps(
             sweeps=count,
             length=loss_BT.shape[1],
             window=window,
+            tolerance=limited.tolerance,
+            max_steps=limited.max_steps,
             batch=len(loss_BT),
         )
 

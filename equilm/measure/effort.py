@@ -74,6 +74,8 @@ class HardShares:
             "length": self.length,
             "window": window,
         }
+        if window is not None:
+            about |= {"tolerance": self.tolerance, "max_steps": self.max_steps}
         yield Record(name="hard_shares", value=list(self.shares), unit="share", **about)
         for name, values in series.items():
             unit = "share" if name == "accuracy" else "evaluations"
@@ -124,6 +126,7 @@ class Tolerances:
             "split": "test",
             "length": self.length,
             "window": self.window,
+            "max_steps": self.max_steps,
         }
         yield Record(name="tolerances", value=list(self.tolerances), unit="1", **about)
         yield Record(name="accuracy_by_tolerance", value=accuracy, unit="share", **about)

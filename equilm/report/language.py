@@ -5,6 +5,7 @@ Tables and figures from the Records of `equilm evaluate --text` and `--harness`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -219,6 +220,8 @@ def _sweeps(records: Iterable[Record]) -> dict[Line, dict[int, float]]:
     for count, same in found.items():
         for line, by_length in select.lines(same, "perplexity_at_sweeps").items():
             at = by_length[max(by_length)]
+            # The count is the limit of these solves.
+            line = replace(line, tolerance=None, max_steps=None)
             lines.setdefault(line, {})[count] = sum(map(select.number, at)) / len(at)
     return lines
 

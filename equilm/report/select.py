@@ -16,6 +16,8 @@ TRAIN = "train"
 
 Floats = NDArray[np.float64]
 Runs = dict[tuple[str, int | None], list[Record]]
+# Model, task, split, tolerance and max_steps, as in `Line`.
+_Subject = tuple[str, str, str, float | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,13 @@ def training(records: Iterable[Record], name: str) -> Runs:
 
 def evaluation(records: Iterable[Record], name: str) -> list[Record]:
     """The evaluation Records of one name; of those that differ only in step, the latest."""
+    measured = [r for r in records if r.split != TRAIN and r.name == name and r.value != []]
     latest: dict[tuple[object, ...], Record] = {}
-    for record in records:
-        empty = isinstance(record.value, list) and not record.value
-        if record.split == TRAIN or record.name != name or empty:
-            continue
-        r = record
-        key = (*_subject(r), r.length, r.window, r.seed, r.row)
-        if key not in latest or (record.step or 0) >= (latest[key].step or 0):
-            latest[key] = record
+    for subject, same in _by_subject(measured).items():
+        for r in same:
+            key = (*subject, r.length, r.window, r.seed, r.row)
+            if key not in latest or (r.step or 0) >= (latest[key].step or 0):
+                latest[key] = r
     return list(latest.values())
 
 
@@ -80,9 +80,7 @@ def lines(records: Iterable[Record], name: str) -> dict[Line, dict[int, list[Rec
     """
     measured = evaluation(records, name)
     found: dict[Line, dict[int, list[Record]]] = {}
-    for subject in dict.fromkeys(map(_subject, measured)):
-        model, task, split, tolerance, max_steps = subject
-        same = [r for r in measured if _subject(r) == subject]
+    for (model, task, split, tolerance, max_steps), same in _by_subject(measured).items():
         for mode, chosen in _modes(same):
             by_length: dict[int, list[Record]] = {}
             for record in sorted(chosen, key=lambda r: r.length or 0):
@@ -91,8 +89,22 @@ def lines(records: Iterable[Record], name: str) -> dict[Line, dict[int, list[Rec
     return found
 
 
-def _subject(r: Record) -> tuple[str, str, str, float | None, int | None]:
-    return r.model, r.task, r.split, r.tolerance, r.max_steps
+def _by_subject(records: Sequence[Record]) -> dict[_Subject, list[Record]]:
+    """Records that one line may hold: of one model, task, split and limits of the solve.
+
+    Limits that are not told are those of the model's other solves there, if these agree.
+    """
+    limits: dict[tuple[str, str, str], set[tuple[float | None, int | None]]] = {}
+    for r in records:
+        if r.window is not None and (r.tolerance, r.max_steps) != (None, None):
+            limits.setdefault((r.model, r.task, r.split), set()).add((r.tolerance, r.max_steps))
+    found: dict[_Subject, list[Record]] = {}
+    for r in records:
+        about, told = (r.model, r.task, r.split), (r.tolerance, r.max_steps)
+        if r.window is not None and told == (None, None) and len(limits.get(about, ())) == 1:
+            (told,) = limits[about]
+        found.setdefault((*about, *told), []).append(r)
+    return found
 
 
 def _modes(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:

@@ -92,6 +92,7 @@ def test_more_evaluations_come_nearer(records: list[Record]) -> None:
     assert {r.window for r in every} == {1, 16}
     tried = [r for r in every if r.window == 16]
     apart = [abs(number(r) - solved) for r in tried]
+    assert [(r.tolerance, r.max_steps) for r in tried] == [(0, 0), (0, 1), (0, 7)]
     assert [r.sweeps for r in tried] == [1, 2, 8]
     assert apart[0] > apart[1] > apart[2]
     # One evaluation is F at the start of a solve.

@@ -33,6 +33,7 @@ def test_all_tokens_are_easy_and_hard_ones_together() -> None:
     shares = (0.2, 0.6)
     found = by_name(HardShares(shares=shares, length=40, batch_size=8).records(small(), TASK))
     assert series(found["hard_shares"]) == [0.2, 0.6]
+    assert {(r.tolerance, r.max_steps) for r in found.values()} == {(0.01, 64)}
     assert all(0 <= one <= 1 for one in series(found["accuracy_by_hard_share"]))
     for index, share in enumerate(shares):
         every, easy, hard = (
@@ -50,12 +51,14 @@ def test_an_explicit_model_has_no_evaluations() -> None:
     explicit = small(implicit=False)
     found = by_name(HardShares(shares=(0.5,), length=10).records(explicit, TASK))
     assert set(found) == {"hard_shares", "accuracy_by_hard_share"}
+    assert {(r.tolerance, r.max_steps) for r in found.values()} == {(None, None)}
 
 
 def test_a_looser_tolerance_takes_fewer_evaluations() -> None:
     found = by_name(Tolerances(tolerances=(1e-4, 1e-2, 0.3), length=12).records(small(), TASK))
     taken = series(found["evaluations_by_tolerance"])
     assert taken[0] > taken[1] > taken[2] >= 1
+    assert {(r.tolerance, r.max_steps) for r in found.values()} == {(None, 64)}
 
 
 def test_both_modes_end_at_one_point() -> None:

@@ -80,6 +80,31 @@ def test_limits_of_a_solve_are_kept_apart_and_told_where_they_differ() -> None:
     }
 
 
+def test_limits_that_are_not_told_are_the_others_if_these_agree() -> None:
+    told = [accuracy(n, 1, seed=s, tolerance=0.01, max_steps=64) for s in (1, 2) for n in (16, 64)]
+    older, explicit = [accuracy(n, 1, seed=0) for n in (16, 64)], accuracy(16, None)
+    found = select.lines([*older, explicit, *told], "accuracy")
+    assert {line.mode: [len(at) for at in by.values()] for line, by in found.items()} == {
+        "sequential": [3, 3],
+        "": [1],
+    }
+    assert {line.tolerance for line in found} == {0.01, None}
+    other = accuracy(16, 1, tolerance=0.1, max_steps=64)
+    assert [len(by[16]) for by in select.lines([*older, *told, other], "accuracy").values()] == [
+        1,
+        2,
+        1,
+    ]
+
+
+def test_a_measurement_that_tells_its_limits_replaces_one_that_does_not() -> None:
+    older, again = accuracy(16, 1), accuracy(16, 1, 0.5, tolerance=0.01, max_steps=64)
+    assert select.evaluation([older, again], "accuracy") == [again]
+    assert select.evaluation([again, older], "accuracy") == [older]
+    other = accuracy(16, 1, tolerance=0.1, max_steps=64)
+    assert select.evaluation([older, again, other], "accuracy") == [older, again, other]
+
+
 def test_rows_are_ordered_and_filled_up() -> None:
     series = [accuracy(2, 1, row=1), Record(name="a", value=[2.0, 3.0], unit="1", row=0)]
     np.testing.assert_array_equal(select.rows(series), [[2, 3], [1, np.nan]])

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 MAX_KEYS = 256  # of the kernel of the delta rule
 # Logarithm of a decay that leaves nothing in float32; sums of −∞ would not be numbers.
 LEAST = -40.0
+LEAST_VERSION = (0, 6)  # of fla-core, as in pyproject.toml
 
 
 class _Kernels(NamedTuple):
@@ -41,8 +43,15 @@ def half_type(v_BTX: Tensor) -> torch.dtype | None:
 
 @cache
 def installed() -> bool:
-    """Return whether the library can be imported; nothing is."""
-    return all(find_spec(name) is not None for name in ("fla", "triton", "einops"))
+    """Return whether the library can be imported, and has both kernels; nothing of it is."""
+    if any(find_spec(name) is None for name in ("fla", "triton", "einops", "packaging")):
+        return False
+    from packaging.version import Version
+
+    try:
+        return Version(metadata.version("fla-core")).release >= LEAST_VERSION
+    except metadata.PackageNotFoundError:  # before there was a core
+        return False
 
 
 def linear_attention_fla(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
@@ -109,6 +110,23 @@ def test_a_kernel_keeps_one_configuration() -> None:
     found = [config(4, BK=128), config(8, BK=64), config(4, BK=64), config(4, BK=32)]
     assert min(found, key=partial(fla._far, 64)) is found[2]
     assert min(found, key=partial(fla._far, 16)) is found[3]
+
+
+@pytest.mark.parametrize(
+    ("version", "serves"),
+    [("0.5.9", False), ("0.6.0", True), ("0.6.0.dev3", True), ("0.10", True), (None, False)],
+)
+def test_an_older_library_is_left_alone(
+    version: str | None, serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(name: str) -> str:
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(fla, "find_spec", lambda name: name)
+    monkeypatch.setattr(metadata, "version", told)
+    assert fla.installed.__wrapped__() == serves
 
 
 needs = pytest.mark.skipif(not fla.installed(), reason="needs fla-core, and Triton")

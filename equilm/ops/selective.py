@@ -11,7 +11,10 @@ from torch import Tensor
 
 from equilm.ops.recurrence import recurrence
 
-MAX_KERNEL_STATE = 64  # N of the Triton kernels, which keep a channel's state in registers
+# N of the Triton kernels, which keep a channel's state in registers. The backward pass needs the
+# bound too: a program's tile is 256 numbers, and N = 256 leaves one channel, so that its tl.dot
+# would sum 8 products, where bfloat16 does not compile with fewer than 16.
+MAX_KERNEL_STATE = 64
 CHUNK = 64  # tokens whose states (B, CHUNK, I, N) are there at once, without a gradient
 
 

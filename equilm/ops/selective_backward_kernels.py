@@ -9,7 +9,7 @@ products of four tokens at once, rounded to the type that they are stored in. Re
 import triton
 import triton.language as tl
 
-from equilm.ops.selective_kernels import _at, _directions, _rows
+from equilm.ops.selective_kernels import is_there, read_channels, read_directions
 
 
 @triton.jit
@@ -81,10 +81,10 @@ def span_backward(
     states += row * num_chunks * size
     for back in range(last - first + 1):
         t = (last - back) * CHUNK
-        dts = _rows(dt_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
-        xs = _rows(x_C, t, num_tokens, i_C, num_channels, stride_xt, 1, CHUNK, WHOLE)
-        dys = _rows(dy_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
-        bs = _directions(b_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
+        dts = read_channels(dt_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
+        xs = read_channels(x_C, t, num_tokens, i_C, num_channels, stride_xt, 1, CHUNK, WHOLE)
+        dys = read_channels(dy_C, t, num_tokens, i_C, num_channels, num_channels, 1, CHUNK, WHOLE)
+        bs = read_directions(b_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
         at = tl.max_contiguous(states + (last - back) * size + at_CN, [1, 4])
         h_CN = tl.load(at, mask=mask_CN, other=0.0).to(tl.float32)
         decays, kept, dcs = (), (), ()
@@ -93,7 +93,7 @@ def span_backward(
             kept += (h_CN * decays[j],)  # type: ignore[assignment]
             h_CN = kept[j] + bs[j][None, :] * (dts[j] * xs[j])[:, None]
             dcs += (h_CN * dys[j][:, None],)  # type: ignore[assignment]
-        cs = _directions(c_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
+        cs = read_directions(c_N, t, num_tokens, n_N, num_n, 1, CHUNK, WHOLE)
         dbs, dxs, ddts = (), (), ()
         for j in tl.static_range(CHUNK - 1, -1, -1):
             g_CN += cs[j][None, :] * dys[j][:, None]
@@ -124,6 +124,6 @@ def span_backward(
     tl.store(sums + at_CN, da_CN, mask=mask_CN)
     tl.store(sums + size + i_C, dskip_C, mask=mask_C)
     if dfirst is not None:
-        there_C = _at(k, 1, i_C, num_channels)  # in the first span
+        there_C = is_there(k, 1, i_C, num_channels)  # in the first span
         mask_CN = there_C[:, None] & mask_N[None, :]
         tl.store(dfirst + row * size + at_CN, g_CN, mask=mask_CN)

@@ -3,8 +3,7 @@
 A tile is (C, N), channels by the numbers of their states; lanes lie along both, so that sums over
 either take few exchanges between them. N and C are padded to powers of two. Tokens are read some
 ahead, since what is read of b and c waits for no other warp. Exponents are dt · a ≤ 0.
-Read `selective_triton.py` first, and
-`selective_backward_kernels.py` next.
+Read `selective_triton.py` first, and `selective_backward_kernels.py` next.
 """
 
 import triton
@@ -12,13 +11,13 @@ import triton.language as tl
 
 
 @triton.jit
-def _at(t, num_tokens, i_C, count):
+def is_there(t, num_tokens, i_C, count):
     """Whether a token is there, and places of it below a count."""
     return i_C < tl.where(t < num_tokens, count, 0)
 
 
 @triton.jit
-def _rows(
+def read_channels(
     x_C,
     t,
     num_tokens,
@@ -38,14 +37,14 @@ def _rows(
         if WHOLE:
             row_C = tl.load(x_C + j * STEP * STRIDE)
         else:
-            there_C = _at(t + j * STEP, num_tokens, i_C, num_channels)
+            there_C = is_there(t + j * STEP, num_tokens, i_C, num_channels)
             row_C = tl.load(x_C + j * STEP * STRIDE, mask=there_C, other=0.0)
         rows += (row_C.to(tl.float32),)  # type: ignore[assignment]
     return rows
 
 
 @triton.jit
-def _directions(
+def read_directions(
     b_N,
     t,
     num_tokens,
@@ -61,7 +60,7 @@ def _directions(
         if WHOLE:
             row_N = tl.load(b_N + j * STEP * num_n)
         else:
-            there_N = _at(t + j * STEP, num_tokens, n_N, num_n)
+            there_N = is_there(t + j * STEP, num_tokens, n_N, num_n)
             row_N = tl.load(b_N + j * STEP * num_n, mask=there_N, other=0.0)
         rows += (row_N,)  # type: ignore[assignment]
     return rows
@@ -118,26 +117,28 @@ def walk(
     STEP: tl.constexpr = -1 if REVERSE else 1
     stop = min(segment, tl.cdiv(num_tokens - k * segment, GROUP) * GROUP)
     t = k * segment + (stop - 1 if REVERSE else 0)
-    dts = _rows(dt_C, t, num_tokens, i_C, num_channels, num_channels, STEP, GROUP, WHOLE)
-    xs = _rows(x_C, t, num_tokens, i_C, num_channels, stride_xt, STEP, GROUP, WHOLE)
-    bs = _directions(b_N, t, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
+    dts = read_channels(dt_C, t, num_tokens, i_C, num_channels, num_channels, STEP, GROUP, WHOLE)
+    xs = read_channels(x_C, t, num_tokens, i_C, num_channels, stride_xt, STEP, GROUP, WHOLE)
+    bs = read_directions(b_N, t, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
     if y is not None:
-        cs = _directions(c_N, t, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
+        cs = read_directions(c_N, t, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
     for done in range(0, stop, GROUP):
         # Read what comes next while this is computed; the last time, the same once more.
         ahead = tl.where(done + GROUP < stop, t + GROUP * STEP, t)
-        next_dts = _rows(
+        next_dts = read_channels(
             dt_C, ahead, num_tokens, i_C, num_channels, num_channels, STEP, GROUP, WHOLE
         )
-        next_xs = _rows(x_C, ahead, num_tokens, i_C, num_channels, stride_xt, STEP, GROUP, WHOLE)
-        next_bs = _directions(b_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
+        next_xs = read_channels(
+            x_C, ahead, num_tokens, i_C, num_channels, stride_xt, STEP, GROUP, WHOLE
+        )
+        next_bs = read_directions(b_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
         if y is not None:
-            next_cs = _directions(c_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
+            next_cs = read_directions(c_N, ahead, num_tokens, n_N, num_n, STEP, GROUP, WHOLE)
         for j in tl.static_range(GROUP):
             if states is not None and j % CHUNK == 0:
                 at = (row * num_chunks + (t + j) // CHUNK) * size + at_CN
                 at = tl.max_contiguous(states + at, [1, 4])
-                kept_C = mask_C if WHOLE else _at(t + j, num_tokens, i_C, num_channels)
+                kept_C = mask_C if WHOLE else is_there(t + j, num_tokens, i_C, num_channels)
                 kept_CN = kept_C[:, None] & mask_N[None, :]
                 tl.store(at, h_CN.to(states.dtype.element_ty), mask=kept_CN)
             decay_CN = tl.exp2(dts[j][:, None] * a_CN)
@@ -149,7 +150,7 @@ def walk(
                 total_C += dts[j]
             if y is not None:
                 y_of_C = tl.sum(h_CN * cs[j][None, :], 1) + skip_C * xs[j]
-                kept_C = mask_C if WHOLE else _at(t + j * STEP, num_tokens, i_C, num_channels)
+                kept_C = mask_C if WHOLE else is_there(t + j * STEP, num_tokens, i_C, num_channels)
                 at_t = t * num_channels + j * STEP * num_channels
                 tl.store(y_C + at_t, y_of_C.to(y.dtype.element_ty), mask=kept_C)
         t += GROUP * STEP

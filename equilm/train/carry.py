@@ -68,22 +68,25 @@ def begun(
         nothing_B = torch.zeros(rows, dtype=torch.int64)
         return Carried(fresh, nothing_B, nothing_B)
     anew_B = (before.length_B == 0) | (before.length_B + length > limit)
-    state = _mixed(before.state, ~anew_B, mix) if mix else before.state
-    state = tree.select(anew_B.to(model.embedding.device), fresh, state)
+    state = tree.select(anew_B.to(model.embedding.device), fresh, before.state)
+    if mix:  # after the choice: what is not finite would spoil others even at a share of 0
+        state = _mixed(state, ~anew_B, mix)
     known_B, length_B = (part.masked_fill(anew_B, 0) for part in before[1:])
     return Carried(state, known_B, length_B)
 
 
 def _mixed(state: State, goes_on_B: Tensor, most: float) -> State:
     """Mix some of another row's state into each, where both go on."""
+    device = next(tree.leaves(state)).device
     other_B = torch.randperm(len(goes_on_B))
     share_B = most * torch.rand(len(goes_on_B)) * (goes_on_B & goes_on_B[other_B])
+    other_B, share_B = other_B.to(device), share_B.to(device)
 
     def mixed(part: Tensor) -> Tensor:
         if not part.is_floating_point():
             return part
-        share = share_B.to(part).view(-1, *[1] * (part.ndim - 1))
-        return part.lerp(part[other_B.to(part.device)], share)
+        share = share_B.to(part.dtype).view(-1, *[1] * (part.ndim - 1))
+        return part.lerp(part[other_B], share)
 
     return tree.map_(mixed, state)
 

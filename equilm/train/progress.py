@@ -22,7 +22,8 @@ def show(reports: Iterable[StepReport], *, name: str, num_steps: int, console: C
         reports: From `Trainer.run()`.
         name: Of the run.
         num_steps: Steps in all.
-        console: Where to; without a terminal ten plain lines are printed instead.
+        console: Where to; without a terminal ten plain lines are printed instead, and one
+            where a run ends early.
     """
     if not console.is_terminal:
         _show_plain(reports, name, num_steps, console)
@@ -48,16 +49,19 @@ def show(reports: Iterable[StepReport], *, name: str, num_steps: int, console: C
 
 def _show_plain(reports: Iterable[StepReport], name: str, num_steps: int, console: Console) -> None:
     every = max(1, num_steps // 10)
+
+    def tell(report: StepReport, rest: str) -> None:
+        numbers = _numbers(report, report.tokens_per_second)
+        line = f"{name} {report.step}/{num_steps} {numbers} {rest}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    report = None
     for report in reports:
         if report.step % every == 0 or report.step == num_steps:
             left = report.seconds / report.step * (num_steps - report.step)
-            numbers = _numbers(report, report.tokens_per_second)
-            console.print(
-                f"{name} {report.step}/{num_steps} {numbers} left {left:.0f} s",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            tell(report, f"left {left:.0f} s")
+    if report is not None and report.step < num_steps:
+        tell(report, "ended")
 
 
 def _numbers(report: StepReport, tokens_per_second: float) -> str:

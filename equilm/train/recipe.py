@@ -8,8 +8,10 @@ from typing import Literal
 
 import torch
 
+from equilm.nn.hybrid import HybridConfig
 from equilm.nn.model import ModelConfig
 from equilm.nn.presets import preset
+from equilm.solve.gradient import Phantom
 from equilm.tasks import Task, TaskConfig, WordProblemConfig
 from equilm.train.optim import OptimConfig
 from equilm.train.schedule import Curriculum, FixedLengths, Phase, Place
@@ -111,6 +113,24 @@ class Recipe:
                 f"state_noise: expected 0 for attention, which begins with nothing, "
                 f"got {self.state_noise}"
             )
+        self._check_phases(model)
+
+    def _check_phases(self, model: ModelConfig) -> None:
+        own = model.equilibrium.gradient if model.equilibrium is not None else None
+        if self.phases and isinstance(own, Phantom) and own.residual_weight:
+            raise ValueError(
+                "model.equilibrium.gradient.residual_weight: expected 0 beside phases, each of "
+                f"which says its own, got {own.residual_weight}"
+            )
+        mixer = model.mixer
+        parts = mixer.layers if isinstance(mixer, HybridConfig) else (model,)
+        attends = any(part.mixer.kind == "attention" for part in parts)
+        for index, phase in enumerate(self.phases):
+            if phase.carry_mix and attends:
+                raise ValueError(
+                    f"phases.{index}.carry_mix: expected 0 for attention, whose states are as long "
+                    f"as their rows, got {phase.carry_mix}"
+                )
 
     def ends(self, step: int, place: Place) -> bool:
         """Return whether a run that stands there after `step` steps is at its end."""

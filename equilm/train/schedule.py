@@ -1,7 +1,7 @@
 """What changes during a run, as pure functions: learning rate, depth of the solve, length.
 
-Nothing here holds a position; the trainer asks with the step, and the curriculum's two counters
-are saved with every checkpoint. Read `trainer.py` next.
+Nothing here holds a position; the trainer asks with the step, and where the curriculum stands
+(`Place`) is saved with every checkpoint. Read `trainer.py` next.
 """
 
 import math
@@ -66,6 +66,7 @@ class Phase:
         phantom_steps: Differentiable steps after them; read by `Phantom` alone.
         residual_weight: In the loss, of the mean over tokens of ‖F(z) − z‖² / ‖F(z)‖² where the
             last of those steps is taken, so that fewer suffice, ≥ 0. The loss told is without it.
+            Read by `Phantom` alone, whose own weight a recipe with phases leaves at 0.
         window: Tokens solved at once, with gradients passed on through the state between windows;
             `None` solves the whole sequence at once.
         precision: Of the sweeps without gradient, as in `Solve`; `None` keeps the model's own.
@@ -74,7 +75,8 @@ class Phase:
             beyond, or its last answer was wrong. `None` begins every row anew. Read for explicit
             models as well.
         carry_mix: At most this share of another row's state, drawn anew for each row and step, is
-            mixed into one that goes on, in [0, 0.5): what the row itself was has to win.
+            mixed into one that goes on, in [0, 0.5): what the row itself was has to win. Above 0 it
+            needs `carry`, and states that do not grow (no attention).
     """
 
     share: float = 0.0
@@ -101,6 +103,8 @@ class Phase:
             raise ValueError(f"residual_weight: expected a number >= 0, got {self.residual_weight}")
         if not 0 <= self.carry_mix < 0.5:
             raise ValueError(f"carry_mix: expected a share in [0, 0.5), got {self.carry_mix}")
+        if self.carry_mix and self.carry is None:
+            raise ValueError(f"carry_mix: expected 0 without carry, got {self.carry_mix}")
         for name in ("window", "carry"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -146,11 +150,12 @@ def at_phase(
     return EquilibriumConfig(solve=solve, gradient=gradient)
 
 
+# One batch reaches a mark by luck; so many that are drawn apart hardly do, and cost little.
 LEARNT_STEPS = 20
 
 
 class Place(NamedTuple):
-    """Where a curriculum stands: which length, and for how many steps already."""
+    """Where a curriculum stands: which length, for how many steps, how many of them learnt."""
 
     level: int = 0
     steps: int = 0

@@ -50,6 +50,12 @@ def test_a_short_or_resumed_run_shows_its_last_step() -> None:
     assert shown(reports(0), 5, terminal=False, width=80) == []
 
 
+def test_a_run_that_ends_early_shows_its_last_step_too() -> None:
+    lines = shown(reports(95), 400, terminal=False, width=80)
+    assert [line.split()[1] for line in lines] == ["40/400", "80/400", "95/400"]
+    assert lines[-1].endswith(" tokens/s ended") and lines[-2].endswith(" left 160 s")
+
+
 def test_on_a_terminal_one_line_of_a_hundred_columns_shows_all() -> None:
     last = shown(reports(400), 400, terminal=True, width=100)[-1]
     assert len(last) <= 100

@@ -8,8 +8,10 @@ import torch
 
 from equilm import config
 from equilm.config import ConfigError
+from equilm.nn.equilibrium import EquilibriumConfig
 from equilm.nn.model import LanguageModel, parameter_count
 from equilm.nn.presets import preset
+from equilm.solve.gradient import Phantom
 from equilm.tasks import TextConfig, WordProblemConfig, build_task
 from equilm.train.recipe import Recipe, use_device
 from tests.train.tiny import MODEL, TINY
@@ -47,6 +49,16 @@ def test_a_preset_takes_the_vocabulary_of_the_task() -> None:
     assert replace(TINY, model=larger).model_for(task) == larger
     with pytest.raises(ValueError, match=r"vocab_size: expected an integer >= 60, .* got 59"):
         replace(TINY, model=replace(MODEL, vocab_size=59)).model_for(task)
+
+
+def test_a_residual_weight_is_said_by_the_phases_or_by_the_model() -> None:
+    own = EquilibriumConfig(gradient=Phantom(residual_weight=3.0))
+    charging = replace(MODEL, equilibrium=own)
+    with pytest.raises(ValueError, match=r"^model.*residual_weight: expected 0 .*, got 3.0"):
+        replace(TINY, model=charging)
+    assert replace(TINY, model=charging, phases=()).model == charging
+    told = config.encode(TINY)
+    assert [phase["residual_weight"] for phase in told["phases"]] == [0.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_a_mistake_in_the_words_is_one_line(
         (["check", "."], "expected a run or a model folder"),
         (["report", "."], "expected metrics.jsonl or records.jsonl below it, got neither"),
         (["convert", ".", "target"], "expected a run or a model folder"),
+        (["reproduce", "fig1", "--only", "gru"], "only: expected with mixers alone, got it with f"),
         (["bench", "--preset", "mamba2-130n"], "did you mean 'mamba2-130m'?"),
         (["bench", "--preset", "llama-130m", "--only", "y"], "got 'y'; rows: llama-130m 4.1 1×64"),
     ],

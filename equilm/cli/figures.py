@@ -63,6 +63,8 @@ def reproduce(
     def watch(trainer: Trainer, run: str) -> None:
         show(trainer.run(), name=run, num_steps=trainer.recipe.steps, console=console)
 
+    if only and name != "mixers":
+        raise ValueError(f"only: expected with mixers alone, got it with {name}")
     figure = FIGURES[name](Settings(quick=quick, data=data, only=only))
     if seeds is not None:
         if not seeds:

@@ -43,7 +43,8 @@ def test_every_policy_and_number_of_slots_is_measured(records: list[Record]) -> 
     assert alone == pytest.approx([1, 1, 1], abs=0.03)
     assert named[3, "traffic_lockstep_use"] < 0.9 < named[3, "traffic_sweep_use"]
     (table,) = traffic_tables(records)
-    assert len(table.rows) == 6 and table.rows[1][2] != "1.00"
+    # Any one engine may be as fast as lockstep by chance.
+    assert len(table.rows) == 6 and len({row[2] for row in table.rows}) > 1
 
 
 def test_an_engine_that_answers_wrongly_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
